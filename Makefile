@@ -1,0 +1,58 @@
+# Every check of the project by name; `make help` lists them.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+# Two workers suit two cores; compiling is what takes the time.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test verify bench lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+demo: $(VENV)/.installed ## a miniature scaling study, from training to report.html
+	$(BIN)/robustjax study --config=configs/smoke.py --workdir=runs/demo
+
+test: $(VENV)/.dev ## the fast tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several processes
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed ## speed, printed as JSON
+	@for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+
+lint: $(VENV)/.dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and builds; runs/ and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find robustjax configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment grows in three steps, each with a stamp that pyproject.toml outdates.
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found: install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than Python 3.11: set PYTHON=/path/to/python3.11 or newer."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	@touch $@

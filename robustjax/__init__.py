@@ -1,0 +1,30 @@
+"""robustjax: how attack and defence compute trade off as language models scale.
+
+Names are imported when first used, so that records and reports can be read where jax is absent.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustjax.attacks.gcg import GCG as GCG
+    from robustjax.attacks.random_token import RandomToken as RandomToken
+    from robustjax.errors import UserError as UserError
+
+_HOMES = {
+    "GCG": "robustjax.attacks.gcg",
+    "RandomToken": "robustjax.attacks.random_token",
+    "UserError": "robustjax.errors",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'robustjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

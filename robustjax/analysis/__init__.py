@@ -1,0 +1,1 @@
+"""From the records of a study to figures, tables, fits and one report. Never imports jax."""

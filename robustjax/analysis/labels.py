@@ -1,0 +1,53 @@
+"""Words for what the records call by identifiers: sizes, attacks, tasks."""
+
+from collections.abc import Sequence
+
+from robustjax.analysis.stages import UNDEFENDED, Victim
+
+_NAMES = {
+    "gcg": "GCG",
+    "random_token": "RandomToken",
+    "beast": "BEAST",
+    "beam_search": "beam search",
+    "gpt_neox": "GPT-NeoX",
+    "pythia": "Pythia",
+    "qwen2": "Qwen2",
+    "qwen2.5": "Qwen2.5",
+}
+
+
+def attack_name(attack: str) -> str:
+    """Name of an attack; a slot that is no suffix is named after it: `GCG at 0.9`."""
+    name, _, position = attack.partition("@")
+    return _NAMES.get(name, name) + (f" at {position}" if position else "")
+
+
+def family_name(family: str) -> str:
+    """Name of a model family."""
+    return _NAMES.get(family, family)
+
+
+def condition_name(trained_on: str) -> str:
+    """Name of a defence: undefended, or trained on an attack."""
+    return "undefended" if trained_on == UNDEFENDED else f"trained on {attack_name(trained_on)}"
+
+
+def size_label(num_params: int, digits: int = 1) -> str:
+    """Parameter count in few characters: 28k, 0.9M, 44.7M, 1.3B."""
+    if num_params < 1000:
+        return str(num_params)
+    if num_params < 500_000:
+        return f"{num_params / 1e3:.{digits - 1}f}k"
+    if num_params < 1_000_000_000:
+        return f"{num_params / 1e6:.{digits}f}M"
+    return f"{num_params / 1e9:.{digits}f}B"
+
+
+def size_labels(victims: Sequence[Victim]) -> dict[str, str]:
+    """A label for each scaling point, no two alike, by point in order of size."""
+    sizes = sorted({(victim.num_params, victim.point) for victim in victims})
+    for digits in range(1, 5):
+        labels = {point: size_label(count, digits) for count, point in sizes}
+        if len(set(labels.values())) == len(labels):
+            return labels
+    return {point: f"{size_label(count)} ({point})" for count, point in sizes}

@@ -1,0 +1,91 @@
+"""How rows of a table become the lines and panels of a figure."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from robustjax.analysis import canvas
+from robustjax.analysis.canvas import Line, Panel, Point, XAxis
+from robustjax.analysis.groups import Group, Row
+from robustjax.analysis.labels import attack_name, condition_name
+from robustjax.analysis.stages import UNDEFENDED
+
+Value = Callable[[Row], tuple[float, float, float]]
+"""Picks value, lower and upper bound from a row."""
+
+CONDITION_STYLES = (
+    ("#333333", "o"),
+    ("#0072B2", "s"),
+    ("#D55E00", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#E69F00", "P"),
+)
+"""Colour (readable for the colour-blind, Okabe and Ito) and marker: undefended, then defences."""
+
+
+def size_axis(group: Group) -> XAxis:
+    """An axis with a tick for every model size of the group, measured or not."""
+    ticks = [(float(group.num_params[point]), label) for point, label in group.sizes.items()]
+    return XAxis("Parameters", "size", ticks)
+
+
+def plain(row: Row) -> tuple[float, float, float]:
+    """Rate and interval as observed."""
+    return row["value"], row["low"], row["high"]
+
+
+def smooth(row: Row) -> tuple[float, float, float]:
+    """Rate and interval for a logit axis."""
+    return row["smoothed"], row["smoothed_low"], row["smoothed_high"]
+
+
+def points(rows: Iterable[Row], x: str, value: Value) -> list[Point]:
+    """Rows as points, column `x` against what `value` picks."""
+    return [Point(float(row[x]), *value(row)) for row in rows]
+
+
+def condition_lines(group: Group, rows: Sequence[Row], value: Value) -> list[Line]:
+    """A line a condition, undefended first, against size."""
+    lines = []
+    for index, condition in enumerate((UNDEFENDED, *group.defences)):
+        mine = [row for row in rows if row["trained_on"] == condition]
+        style = CONDITION_STYLES[index % len(CONDITION_STYLES)]
+        lines.append(Line(condition_name(condition), *style, points(mine, "num_params", value)))
+    return lines
+
+
+def attack_panels(
+    group: Group, rows: Sequence[Row], attacks: Sequence[str], value: Value
+) -> list[Panel]:
+    """A panel an attack, with a line a condition."""
+    return [
+        Panel(
+            f"{attack_name(attack)} attack",
+            condition_lines(group, [row for row in rows if row["attack"] == attack], value),
+        )
+        for attack in attacks
+    ]
+
+
+def crossed_panels(group: Group, rows: Sequence[Row], x: str) -> list[Panel]:
+    """A panel an attack and defence, with a line a size, against column `x`."""
+    return [
+        Panel(
+            f"{attack_name(attack)} attack,\ntrained on {attack_name(defence)}",
+            size_lines(
+                group,
+                [r for r in rows if (r["attack"], r["trained_on"]) == (attack, defence)],
+                x,
+            ),
+        )
+        for attack in group.attack_names
+        for defence in group.defences
+    ]
+
+
+def size_lines(group: Group, rows: Sequence[Row], x: str) -> list[Line]:
+    """A line a size, coloured by size, against column `x`."""
+    colours = canvas.size_colours(len(group.sizes))
+    return [
+        Line(label, colour, "o", points([r for r in rows if r["point"] == point], x, smooth))
+        for (point, label), colour in zip(group.sizes.items(), colours, strict=True)
+    ]

@@ -1,0 +1,161 @@
+"""Find the finished stages below some folders and read them into one `Study`.
+
+A folder is a stage if its `summary.json` has a known kind, if it holds attack records, or if it
+lies where a study puts its stages. It is finished if it also holds `DONE`; stages without it are
+named, never used. Folders may be given in any order and at any depth: a whole study, one attack,
+several of either.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from robustjax.analysis import stages
+from robustjax.errors import UserError
+
+STAGE_DEPTH = {"pretrain": 1, "finetune": 1, "advtrain": 2, "attack": 3}
+"""Known kinds, and how many folder levels a study's folder of that name has above its stages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Everything a report is made of, in an order that does not depend on the file system.
+
+    Attributes:
+        finetunes: finished clean fine-tunings.
+        trainings: finished adversarial trainings.
+        attacks: finished attacks.
+        incomplete: folders of stages without `DONE`.
+        provenance: distinct values of `git_commit`, `config_hash` and `versions.<package>` in the
+            `manifest.json` files, and the folders where that file is unreadable.
+    """
+
+    finetunes: tuple[stages.Finetune, ...]
+    trainings: tuple[stages.AdversarialTraining, ...]
+    attacks: tuple[stages.AttackRun, ...]
+    incomplete: tuple[str, ...]
+    provenance: Mapping[str, tuple[str, ...]]
+
+
+def load_study(paths: Iterable[str | os.PathLike[str]]) -> Study:
+    """Read all finished stages in or below the folders.
+
+    Raises:
+        UserError: a folder is missing, nothing finished is found, a finished stage is damaged, its
+            summary contradicts its records, or the same run is found in two places.
+    """
+    roots = [Path(path) for path in paths]
+    finetunes: dict[Hashable, stages.Finetune] = {}
+    trainings: dict[Hashable, stages.AdversarialTraining] = {}
+    attacks: dict[Hashable, stages.AttackRun] = {}
+    sources: dict[Hashable, Path] = {}
+    incomplete: set[str] = set()
+    provenance: dict[str, set[str]] = {}
+
+    def claim(key: Hashable, folder: Path) -> Hashable:
+        if key in sources:
+            raise UserError(f"the same run is in {sources[key]} and {folder}; leave one out")
+        sources[key] = folder
+        return key
+
+    for folder, name, is_stage in _visit(roots):
+        _add_provenance(folder / "manifest.json", name, provenance)
+        if not is_stage:
+            continue
+        if not (folder / "DONE").exists():
+            incomplete.add(name)
+            continue
+        kind = _kind(folder / stages.SUMMARY_FILE, strict=True)
+        if kind == "finetune":
+            finetune = stages.read_finetune(folder, name)
+            finetunes[claim(("finetune", finetune.victim), folder)] = finetune
+        elif kind == "advtrain":
+            training = stages.read_training(folder, name)
+            trainings[claim(("advtrain", training.victim, training.trained_on), folder)] = training
+        elif kind == "attack":
+            attack = stages.read_attack(folder, name)
+            attacks[claim(("attack", *attack.key), folder)] = attack
+        elif "pretrain" not in (kind, folder.parent.name):  # pretraining measures no robustness
+            raise UserError(f"{folder} is DONE, but has no summary.json with a known kind")
+    if not sources:
+        raise UserError(
+            f"no finished stage in {', '.join(map(str, roots)) or 'no folder'} "
+            f"({len(incomplete)} incomplete); give folders with summary.json and DONE in or below"
+        )
+    return Study(
+        finetunes=tuple(sorted(finetunes.values(), key=lambda stage: stage.victim)),
+        trainings=tuple(
+            sorted(trainings.values(), key=lambda stage: (stage.victim, stage.trained_on))
+        ),
+        attacks=tuple(sorted(attacks.values(), key=lambda run: run.key)),
+        incomplete=tuple(sorted(incomplete)),
+        provenance={key: tuple(sorted(values)) for key, values in sorted(provenance.items())},
+    )
+
+
+def _visit(roots: list[Path]) -> Iterator[tuple[Path, str, bool]]:
+    """Each folder once, with the name to show for it and whether it is a stage.
+
+    Names do not contain the place of a single root, so that a study copied elsewhere gives the same
+    report byte for byte.
+    """
+    seen: set[Path] = set()
+
+    def walk(folder: Path, name: str, levels: int | None) -> Iterator[tuple[Path, str, bool]]:
+        if folder.resolve() in seen:
+            return
+        seen.add(folder.resolve())
+        is_stage = (
+            levels == 0
+            or _kind(folder / stages.SUMMARY_FILE) in STAGE_DEPTH
+            or (folder / stages.RECORDS_FILE).exists()
+        )
+        yield folder, name or ".", is_stage
+        if is_stage:  # stages do not nest; what lies below are checkpoints and rounds
+            return
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                below = STAGE_DEPTH.get(child.name) if levels is None else levels - 1
+                yield from walk(child, f"{name}/{child.name}" if name else child.name, below)
+
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder; give the workdir of a run")
+        name = root.resolve().name if len(roots) > 1 else ""
+        yield from walk(root, name, STAGE_DEPTH.get(root.resolve().name))
+
+
+def _kind(file: Path, strict: bool = False) -> str | None:
+    """The `kind` a summary states; None without one. A damaged file is an error only if strict."""
+    try:
+        summary = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        if strict:
+            raise UserError(f"{file}: cannot be read: {error}") from error
+        return None
+    kind = summary.get("kind") if isinstance(summary, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _add_provenance(file: Path, name: str, found: dict[str, set[str]]) -> None:
+    """Collect what a manifest, a dict of free form, says about where results come from."""
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        found.setdefault("unreadable manifest.json", set()).add(name)
+        return
+    versions = manifest.get("versions")
+    facts = {key: manifest.get(key) for key in ("git_commit", "config_hash")}
+    if isinstance(versions, dict):
+        facts.update({f"versions.{package}": value for package, value in versions.items()})
+    for key, value in facts.items():
+        if value is not None:
+            found.setdefault(key, set()).add(str(value))

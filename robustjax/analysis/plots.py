@@ -1,0 +1,277 @@
+"""The figures of a report: which rows become which lines, and what the caption says."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from robustjax.analysis import canvas, captions, layout, tables
+from robustjax.analysis.canvas import Line, Panel, XAxis, YAxis
+from robustjax.analysis.groups import Group, Row
+from robustjax.analysis.labels import attack_name, condition_name
+from robustjax.analysis.stages import UNDEFENDED
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportFigure:
+    """A figure with its caption and the numbers behind it.
+
+    Attributes:
+        stem: file name of figure and table, without group and ending.
+        title: headline.
+        caption: plain text.
+        png: the drawing; empty if there is nothing to draw.
+        rows: the table behind it.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    png: bytes
+    rows: list[Row]
+
+
+def all_figures(group: Group) -> list[ReportFigure]:
+    """Every figure, in the order of the report; one without any point has an empty `png`."""
+    return [
+        clean_accuracy(group),
+        asr_against_size(group),
+        *(asr_against_attack_compute(group, attack) for attack in group.attack_names),
+        asr_against_round(group),
+        asr_against_defence_compute(group),
+        transfer_across_attacks(group),
+        transfer_across_iterations(group),
+    ]
+
+
+def clean_accuracy(group: Group) -> ReportFigure:
+    """Clean accuracy against size."""
+    rows = tables.clean_accuracy(group)
+    conditions = (UNDEFENDED, *group.defences)
+    lines = layout.condition_lines(group, rows, layout.plain)
+    sources = " and ".join(sorted({row["source"] for row in rows}))
+    series = [(condition_name(c), {"trained_on": c}) for c in conditions]
+    return _figure(
+        group,
+        "clean_accuracy",
+        "Clean accuracy against model size",
+        [Panel("", lines)],
+        layout.size_axis(group),
+        YAxis("Accuracy on clean text", "fraction", from_zero=False),
+        "Victim",
+        "bars",
+        rows,
+        "Accuracy on clean text, undefended and after the last round of adversarial training. "
+        f"Source: {sources}. The axis does not start at 0.",
+        captions.rounds(rows),
+        captions.sample(rows, "offered"),
+        captions.missing(group, rows, series),
+    )
+
+
+def asr_against_size(group: Group) -> ReportFigure:
+    """ASR against size, a panel an attack."""
+    rows = tables.asr_against_size(group)
+    return _figure(
+        group,
+        "asr_vs_size",
+        "Attack success against model size",
+        layout.attack_panels(group, rows, group.attack_names, layout.plain),
+        layout.size_axis(group),
+        YAxis("Attack success rate", "fraction"),
+        "Victim",
+        "bars",
+        rows,
+        "Attack success rate (ASR) of the final text, undefended and after the last round of "
+        "adversarial training.",
+        captions.iterations(rows),
+        captions.rounds(rows),
+        captions.sample(rows, "attacked"),
+        _missing(group, rows, group.attack_names),
+    )
+
+
+def asr_against_attack_compute(group: Group, attack: str) -> ReportFigure:
+    """ASR against attack compute, a panel a defence, a line a size."""
+    rows = tables.asr_against_attack_compute(group, attack)
+    panels = [
+        Panel(
+            condition_name(condition).capitalize()
+            if condition == UNDEFENDED
+            else f"After training on {attack_name(condition)}",
+            layout.size_lines(
+                group, [r for r in rows if r["trained_on"] == condition], "attack_flops"
+            ),
+        )
+        for condition in (UNDEFENDED, *group.defences)
+    ]
+    return _figure(
+        group,
+        f"asr_vs_attack_compute_{attack.replace('@', '_at_')}",
+        f"{attack_name(attack)}: attack success against attack compute",
+        panels,
+        XAxis("Cumulative attack compute per attacked example (algorithmic FLOPs)", "flops"),
+        YAxis("Attack success rate", "logit"),
+        "Parameters",
+        "band",
+        rows,
+        f"ASR after each {attack_name(attack)} iteration (that iteration's text alone) against the "
+        "compute spent so far, taken as equal for all iterations.",
+        captions.SMOOTHING,
+        captions.rounds(rows),
+        captions.sample(rows, "attacked"),
+        _missing(group, [row for row in rows if row["attack_flops"] > 0], [attack]),
+    )
+
+
+def asr_against_round(group: Group) -> ReportFigure:
+    """ASR against adversarial training round, a panel an attack and defence."""
+    rows = tables.asr_against_round(group)
+    return _figure(
+        group,
+        "asr_vs_round",
+        "Attack success over adversarial training rounds",
+        layout.crossed_panels(group, rows, "round"),
+        XAxis("Adversarial training round (0 is undefended)", "round"),
+        YAxis("Attack success rate", "logit"),
+        "Parameters",
+        "band",
+        rows,
+        "ASR of the final text after each evaluated round of adversarial training.",
+        captions.SMOOTHING,
+        captions.iterations(rows),
+        captions.sample(rows, "attacked"),
+        _missing(group, [r for r in rows if r["round"] != 0], group.attack_names, group.defences),
+        columns=max(1, len(group.defences)),
+    )
+
+
+def asr_against_defence_compute(group: Group) -> ReportFigure:
+    """ASR against cumulative defence compute, a panel an attack and defence."""
+    rows = tables.asr_against_defence_compute(group)
+    return _figure(
+        group,
+        "asr_vs_defence_compute",
+        "Attack success against defence compute",
+        layout.crossed_panels(group, rows, "defence_flops"),
+        XAxis("Cumulative adversarial training compute (algorithmic FLOPs)", "flops"),
+        YAxis("Attack success rate", "logit"),
+        "Parameters",
+        "band",
+        rows,
+        "ASR of the final text against what adversarial training has cost, search and training "
+        "together, pretraining and clean fine-tuning not included. Round 0 costs nothing and has "
+        "no place on the axis. The CSV also gives the cost as a fraction of pretraining where that "
+        "is known.",
+        captions.SMOOTHING,
+        captions.sample(rows, "attacked"),
+        _missing(group, rows, group.attack_names, group.defences),
+        columns=max(1, len(group.defences)),
+    )
+
+
+def transfer_across_attacks(group: Group) -> ReportFigure:
+    """Does training on one attack help against another?"""
+    rows = tables.transfer_across_attacks(group)
+    attacks = [name for name in group.attack_names if any(r["attack"] == name for r in rows)]
+    return _figure(
+        group,
+        "transfer_attack",
+        "Transfer of the defence to another attack",
+        layout.attack_panels(group, rows, attacks, layout.smooth),
+        layout.size_axis(group),
+        YAxis("Attack success rate", "logit"),
+        "Victim",
+        "bars",
+        rows,
+        "ASR of the final text on victims trained on the attack itself, on another one, and on "
+        "none.",
+        captions.SMOOTHING,
+        captions.rounds(rows),
+        captions.sample(rows, "attacked"),
+        _missing(group, rows, attacks),
+    )
+
+
+def transfer_across_iterations(group: Group) -> ReportFigure:
+    """Does training on a short attack help against a long one?"""
+    rows = tables.transfer_across_iterations(group)
+    attacks = [name for name in group.attack_names if any(r["attack"] == name for r in rows)]
+    names = {"trained": "as many iterations\nas trained on", "last": "all iterations"}
+    panels = []
+    for attack in attacks:
+        mine = [row for row in rows if row["attack"] == attack]
+        counts = {
+            series: "/".join(
+                dict.fromkeys(str(r["iteration"]) for r in mine if r["series"] == series)
+            )
+            for series in names
+        }
+        panels.append(
+            Panel(
+                f"{attack_name(attack)}: {counts['trained']} and {counts['last']} iterations",
+                [
+                    Line(
+                        names[series],
+                        *layout.CONDITION_STYLES[1 + index],
+                        layout.points(
+                            [r for r in mine if r["series"] == series], "num_params", layout.smooth
+                        ),
+                    )
+                    for index, series in enumerate(names)
+                ],
+            )
+        )
+    return _figure(
+        group,
+        "transfer_iterations",
+        "Transfer of the defence to a longer attack",
+        panels,
+        layout.size_axis(group),
+        YAxis("Attack success rate", "logit"),
+        "Attacked for",
+        "bars",
+        rows,
+        "ASR after the last round of training on the same attack: at the most iterations any "
+        "training round used, and at the last iteration evaluated. Sizes that were not evaluated "
+        "for longer than they were trained have no point.",
+        captions.SMOOTHING,
+        captions.rounds(rows),
+        captions.sample(rows, "attacked"),
+        captions.missing(
+            group,
+            rows,
+            [(attack_name(attack), {"attack": attack}) for attack in attacks],
+        ),
+    )
+
+
+def _figure(
+    group: Group,
+    stem: str,
+    title: str,
+    panels: Sequence[Panel],
+    x_axis: XAxis,
+    y_axis: YAxis,
+    legend_title: str,
+    marks: Literal["band", "bars"],
+    rows: list[Row],
+    *sentences: str,
+    columns: int = 3,
+) -> ReportFigure:
+    drawing = (
+        canvas.png(canvas.draw(panels, x_axis, y_axis, legend_title, marks, columns))
+        if any(row["trials"] for row in rows)
+        else b""
+    )
+    return ReportFigure(stem, title, " ".join(filter(None, sentences)), drawing, rows)
+
+
+def _missing(
+    group: Group,
+    rows: Sequence[Row],
+    attacks: Sequence[str],
+    conditions: Sequence[str] | None = None,
+) -> str:
+    if conditions is None:
+        conditions = (UNDEFENDED, *group.defences)
+    return captions.missing(group, rows, captions.attack_series(group, conditions, attacks))

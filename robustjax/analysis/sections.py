@@ -1,0 +1,314 @@
+"""The text and tables of a report. Every number in it is computed from the records."""
+
+from collections.abc import Iterable, Sequence
+
+from robustjax.analysis import fits, page, plots, tables
+from robustjax.analysis.groups import Group
+from robustjax.analysis.labels import attack_name, condition_name, family_name
+from robustjax.analysis.load import Study
+
+FINGERPRINT_LENGTH = 12
+"""Digits shown of a commit or hash."""
+
+DEFINITIONS = {
+    "Attack success rate (ASR)": "Share of the attacked examples whose text fools the victim. "
+    "Attacked are the examples the victim had right before, without failures. The rate of a figure "
+    "is that of the final text unless iterations are named; after an iteration it looks at that "
+    "iteration's text alone.",
+    "Intervals": "Wilson 95 % intervals of the counts behind a rate (z = 1.959964). They describe "
+    "the sampling of examples, not the choice of seeds.",
+    "Compute": "Algorithmic FLOPs: 2 N T for a forward and 4 N T for a backward pass over T tokens "
+    "of a model with N parameters, no credit for caching. Attack compute is divided by the "
+    "attacked examples and spread evenly over the iterations. Defence compute sums search and "
+    "training over the rounds.",
+    "Source of the definitions": "Howe et al. 2024, Scaling Trends in Language Model Robustness, "
+    "arXiv 2407.18213.",
+}
+
+
+def subtitle(groups: Sequence[Group]) -> str:
+    """One line: families, tasks and how many victims."""
+    victims = {run.victim for group in groups for run in group.attacks}
+    names = ", ".join(f"{family_name(group.model_family)} on {group.task}" for group in groups)
+    return f"{names}. {_count(len(victims), 'attacked victim')}."
+
+
+def what_was_run(groups: Sequence[Group]) -> str:
+    """A paragraph a group."""
+    return "".join(page.paragraph(_run_sentences(group)) for group in groups)
+
+
+def headline(groups: Sequence[Group]) -> str:
+    """The main table of each group that was attacked."""
+    return "".join(_headline_table(group) for group in groups if group.attacks) or page.paragraph(
+        "No attack has finished."
+    )
+
+
+def figures(groups: Sequence[tuple[Group, Sequence[plots.ReportFigure]]]) -> str:
+    """All figures, numbered through."""
+    parts, number = [], 0
+    for group, drawn in groups:
+        if len(groups) > 1:
+            heading = f"{family_name(group.model_family)} on {group.task}"
+            parts.append(f"<h3>{page.escape(heading)}</h3>\n")
+        for figure in drawn:
+            number += 1
+            parts.append(
+                page.figure(number, figure.title, figure.caption, figure.png, f"{figure.stem}.csv")
+            )
+    return "".join(parts)
+
+
+def slopes(groups: Sequence[Group]) -> str:
+    """Fitted attack slopes."""
+    rows = [row for group in groups for row in fits.attack_slopes(group)]
+    columns = {
+        **_identity(groups),
+        "Attack": page.column("attack", _attack),
+        "Victim": page.column("trained_on", _condition),
+        "Round": page.column("round"),
+        "Seeds": page.column("num_seeds"),
+        "Slope": lambda row: page.number(row["slope"]) if "slope" in row else "not fitted",
+        "Std. error": lambda row: page.number(row["stderr"]) if "stderr" in row else "",
+        "R<sup>2</sup>": lambda row: page.number(row["r_squared"]) if "slope" in row else "",
+        "Points used": page.column("points_used"),
+        "Points dropped": page.column("points_dropped"),
+    }
+    caption = f"{page.escape(fits.ATTACK_SLOPE_DEFINITION)} Data: " + _link("fits.json")
+    return page.table(rows, columns, caption)
+
+
+def training(groups: Sequence[Group]) -> str:
+    """Every round of adversarial training."""
+    rows = [row for group in groups for row in tables.training_rounds(group)]
+    columns = {
+        **_identity(groups),
+        "Seed": page.column("seed"),
+        "Trained on": page.column("trained_on", _attack),
+        "Round": page.column("round"),
+        "Attack iterations": page.column("attack_iterations"),
+        "Adversarial examples": page.column("num_adversarial"),
+        "Clean examples": page.column("num_clean"),
+        "Pool": page.column("pool_size"),
+        "Attack FLOPs": page.column("flops_attack", page.flops),
+        "Training FLOPs": page.column("flops_train", page.flops),
+        "Cumulative FLOPs": page.column("flops_total", page.flops),
+        "Clean accuracy": page.column("accuracy", page.percent),
+        "Training loss": page.column("train_loss", page.number),
+    }
+    caption = (
+        "One row a round; examples are those trained on in the round, FLOPs are algorithmic. "
+        "Data: " + _link("training_rounds.csv")
+    )
+    return page.table(rows, columns, caption)
+
+
+def runs(groups: Sequence[Group]) -> str:
+    """Every attack run, folded away."""
+    rows = [row for group in groups for row in tables.attack_runs(group)]
+    columns = {
+        **_identity(groups),
+        "Seed": page.column("seed"),
+        "Attack": page.column("attack", _attack),
+        "Victim": page.column("trained_on", _condition),
+        "Round": page.column("round"),
+        "Examples": page.column("num_examples"),
+        "Attacked": page.column("num_attacked"),
+        "Failures": page.column("num_failures"),
+        "Accuracy before": page.column("accuracy_before", page.percent),
+        "ASR": page.column("attack_success_rate", page.percent),
+        "95 % interval": lambda row: page.interval(row["asr_low"], row["asr_high"]),
+        "ever broken": page.column("asr_first_success", page.percent),
+        "Iterations": page.column("iterations"),
+        "Attack FLOPs": page.column("attack_flops", page.flops),
+        "Executed FLOPs": page.column("attack_flops_executed", page.flops),
+    }
+    caption = (
+        "One row a run, recomputed from its records. <i>ever broken</i>: share of the attacked "
+        "examples broken at this or an earlier iteration. Data: " + _link("attack_runs.csv")
+    )
+    return page.details(
+        f"Show all {_count(len(rows), 'attack run')}", page.table(rows, columns, caption)
+    )
+
+
+def gaps(study: Study, undrawn: Sequence[tuple[Group, str]]) -> str:
+    """What the figures do not show: failures, unfinished stages, figures without a point."""
+    failed = [run for run in study.attacks if run.metrics["num_failures"]]
+    parts = []
+    if failed:
+        total = sum(run.metrics["num_failures"] for run in failed)
+        parts.append(
+            page.paragraph(
+                f"{_count(total, 'example')} could not be attacked; they are in no denominator:"
+            )
+        )
+        parts.append(
+            _list(
+                f"{run.source}: {run.metrics['num_failures']} of {run.metrics['num_examples']}"
+                for run in failed
+            )
+        )
+    else:
+        parts.append(page.paragraph("No example failed to be attacked."))
+    if study.incomplete:
+        many = _count(len(study.incomplete), "stage")
+        parts.append(page.paragraph(f"{many} had not finished and were left out:"))
+        parts.append(_list(study.incomplete))
+    else:
+        parts.append(page.paragraph("Every stage found had finished."))
+    if undrawn:
+        parts.append(page.paragraph("Figures that were not drawn, because no run gives them data:"))
+        parts.append(
+            _list(
+                f"{title} ({family_name(group.model_family)}, {group.task})"
+                for group, title in undrawn
+            )
+        )
+    return "".join(parts)
+
+
+def provenance(study: Study) -> str:
+    """Versions and hashes, and what the words of the report mean."""
+    rows = [
+        {"what": key.removeprefix("versions."), "values": _short(key, values)}
+        for key, values in study.provenance.items()
+    ]
+    definitions = "".join(
+        f"<dt>{page.escape(word)}</dt><dd>{page.escape(meaning)}</dd>\n"
+        for word, meaning in DEFINITIONS.items()
+    )
+    versions = (
+        page.table(
+            rows,
+            {"What": page.column("what"), "Values found": page.column("values")},
+            "From the manifests of the runs.",
+        )
+        if rows
+        else page.paragraph("No manifest.json with versions was found.")
+    )
+    return f"<dl>\n{definitions}</dl>\n{versions}"
+
+
+def _run_sentences(group: Group) -> str:
+    labels = list(group.sizes.values())
+    span = labels[0] if len(labels) == 1 else f"{labels[0]} to {labels[-1]}"
+    sizes = f"{_count(len(labels), 'scaling point')} of {family_name(group.model_family)}"
+    seeds = sorted({victim.seed for victim in group.victims})
+    sentences = [
+        f"{sizes} ({', '.join(group.sizes)}; {span} parameters) on the task {group.task}, "
+        f"victim {'seed' if len(seeds) == 1 else 'seeds'} {_words(seeds)}."
+    ]
+    for attack in group.attack_names:
+        mine = [run for run in group.attacks if run.attack == attack]
+        iterations = {run.metrics["iterations"] for run in mine if run.metrics["num_attacked"]}
+        attacked = sum(run.metrics["num_attacked"] for run in mine)
+        sentences.append(
+            f"{attack_name(attack)}: {_count(len(mine), 'run')} of "
+            f"{_extent(iterations) or '0'} iterations on "
+            f"{_extent({run.metrics['num_examples'] for run in mine})} examples each, "
+            f"{attacked} of which were attacked."
+        )
+    for defence in group.defences:
+        trainings = [stage for stage in group.trainings if stage.trained_on == defence]
+        rounds = [entry for stage in trainings for entry in stage.rounds]
+        if rounds:
+            sentences.append(
+                f"Adversarial training on {attack_name(defence)}: "
+                f"{_count(len(trainings), 'victim')}, "
+                f"{_extent({len(stage.rounds) for stage in trainings})} rounds, "
+                f"{_extent({entry.attack_iterations for entry in rounds})} attack iterations a "
+                "round."
+            )
+    if not group.defences:
+        sentences.append("No adversarial training.")
+    return " ".join(sentences)
+
+
+def _headline_table(group: Group) -> str:
+    rows = tables.headline(group)
+    attack, defence = rows[0]["attack"], rows[0]["trained_on"]
+
+    def rate(when: str) -> page.Cell:
+        return lambda row: " ".join(
+            (
+                page.percent(row[f"asr_pooled_{when}"]),
+                page.interval(row[f"asr_pooled_low_{when}"], row[f"asr_pooled_high_{when}"]),
+            )
+        )
+
+    name = page.escape(attack_name(attack))
+    columns: dict[str, page.Cell] = {
+        "Size": page.column("size"),
+        "Scaling point": page.column("point"),
+        "Parameters": page.column("num_params", page.number),
+        "Seeds": page.column("seeds_before"),
+        "Clean accuracy<br>before": page.column("accuracy_before", page.percent),
+        f"{name} ASR<br>before [95 %]": rate("before"),
+    }
+    caption = f"{name} against undefended victims"
+    if defence:
+        columns |= {
+            "Round": page.column("round_after"),
+            "Clean accuracy<br>after": page.column("accuracy_after", page.percent),
+            f"{name} ASR<br>after [95 %]": rate("after"),
+            "Intervals<br>overlap": page.column("intervals_overlap"),
+        }
+        caption += f" and after the last evaluated round of training on {_attack(defence)}"
+    caption += (
+        f" ({page.escape(family_name(group.model_family))}, {page.escape(group.task)}). Rates and "
+        "Wilson 95 % intervals of the final text, all seeds pooled. Data: " + _link("headline.csv")
+    )
+    return page.table(rows, columns, caption)
+
+
+def _identity(groups: Sequence[Group]) -> dict[str, page.Cell]:
+    """The leading columns of a table; family and task only where there is a choice."""
+    columns: dict[str, page.Cell] = {"Size": page.column("size")}
+    if len(groups) > 1:
+        columns["Family"] = page.column("model_family", lambda name: page.escape(family_name(name)))
+        columns["Task"] = page.column("task")
+    return columns
+
+
+def _attack(name: str) -> str:
+    return page.escape(attack_name(name))
+
+
+def _condition(name: str) -> str:
+    return page.escape(condition_name(name))
+
+
+def _link(file: str) -> str:
+    return f'<a href="{file}">{file}</a>.'
+
+
+def _list(items: Iterable[str]) -> str:
+    lines = "".join(f"<li><code>{page.escape(item)}</code></li>\n" for item in items)
+    return f'<ul class="warn">\n{lines}</ul>\n'
+
+
+def _short(key: str, values: Sequence[str]) -> str:
+    """Values of a manifest entry; many hashes are counted rather than listed."""
+    if key in ("git_commit", "config_hash"):
+        values = [value[:FINGERPRINT_LENGTH] for value in values]
+    if len(values) > 4:
+        return f"{len(values)} different"
+    return ", ".join(values)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _words(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _extent(values: Iterable[int]) -> str:
+    """`5`, or `4 to 8`; empty for nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return ""
+    return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"

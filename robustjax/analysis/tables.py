@@ -1,0 +1,309 @@
+"""The numbers behind every figure, as tables: pure functions from stages to rows.
+
+A row is a dict with the same keys throughout its table. Rates carry their seeds, denominators and
+interval (`rates.Rate`); proportions are fractions, FLOPs are algorithmic.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from robustjax.analysis import rates
+from robustjax.analysis.groups import Group, Row
+from robustjax.analysis.stages import UNDEFENDED, AttackRun, Victim
+
+
+def clean_accuracy(group: Group) -> list[Row]:
+    """Clean accuracy of undefended victims and after the last round of each defence.
+
+    Measured on the validation examples where fine-tuning and training say so, otherwise on the
+    examples offered to an attack; the column `source` tells which.
+    """
+    num_validation = {stage.victim: stage.num_validation for stage in group.finetunes}
+    measured: dict[tuple[str, Victim], tuple[rates.Count, int, str]] = {}
+    for stage in group.finetunes:
+        count = _accuracy_count(stage.validation_accuracy, stage.num_validation)
+        measured[UNDEFENDED, stage.victim] = (count, 0, "validation")
+    for training in group.trainings:
+        if training.rounds and training.victim in num_validation:
+            last = training.rounds[-1]
+            count = _accuracy_count(last.accuracy, num_validation[training.victim])
+            measured[training.trained_on, training.victim] = (count, last.round, "validation")
+    for attack in group.attack_names:
+        for trained_on in (UNDEFENDED, *group.defences):
+            for run in group.last_runs(attack, trained_on):
+                offered = run.metrics["num_examples"]
+                count = rates.Count(run.metrics["num_correct_before"], offered, offered)
+                measured.setdefault((trained_on, run.victim), (count, run.round, "attack records"))
+
+    rows: list[Row] = []
+    for trained_on in (UNDEFENDED, *group.defences):
+        for point in group.sizes:
+            found = [
+                value
+                for (condition, victim), value in sorted(measured.items())
+                if condition == trained_on and victim.point == point
+            ]
+            if found:
+                counts, rounds, sources = zip(*found, strict=True)
+                rows.append(
+                    {
+                        **group.identity(point),
+                        "trained_on": trained_on,
+                        "round": span(rounds),
+                        "source": " and ".join(sorted(set(sources))),
+                        **dataclasses.asdict(rates.combine(counts)),
+                    }
+                )
+    return rows
+
+
+def asr_against_size(group: Group) -> list[Row]:
+    """ASR of the final text: each attack, undefended and after the last round of each defence."""
+    return [
+        row
+        for attack in group.attack_names
+        for trained_on in (UNDEFENDED, *group.defences)
+        for row in _final_rows(group, group.last_runs(attack, trained_on), attack, trained_on)
+    ]
+
+
+def asr_against_round(group: Group) -> list[Row]:
+    """ASR of the final text after each evaluated round; round 0 is the undefended victim."""
+    rows: list[Row] = []
+    for attack in group.attack_names:
+        for trained_on in group.defences:
+            runs = group.runs(attack, trained_on)
+            if runs:
+                runs = group.runs(attack, UNDEFENDED) + runs
+            for number in sorted({run.round for run in runs}):
+                this_round = [run for run in runs if run.round == number]
+                rows += _final_rows(group, this_round, attack, trained_on)
+    return rows
+
+
+def asr_against_defence_compute(group: Group) -> list[Row]:
+    """The same rows without round 0, whose compute of 0 has no place on a logarithmic axis."""
+    return [row for row in asr_against_round(group) if row["defence_flops"] > 0]
+
+
+def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
+    """ASR after each iteration against cumulative attack FLOPs an attacked example."""
+    rows: list[Row] = []
+    for trained_on in (UNDEFENDED, *group.defences):
+        for point, runs in _by_point(group, group.last_runs(attack, trained_on)):
+            for iteration in range(1, max(run.metrics["iterations"] for run in runs) + 1):
+                reached = [run for run in runs if run.metrics["iterations"] >= iteration]
+                flops = mean(run.flops_per_iteration for run in reached)
+                pretrain_flops = mean(run.pretrain_flops for run in reached)
+                counts = [_asr_count(run, iteration) for run in reached]
+                rows.append(
+                    {
+                        **group.identity(point),
+                        "attack": attack,
+                        "trained_on": trained_on,
+                        "round": span([run.round for run in reached]),
+                        "iteration": iteration,
+                        "attack_flops": iteration * flops,
+                        "attack_fraction_of_pretraining": _ratio(iteration * flops, pretrain_flops),
+                        **dataclasses.asdict(rates.combine(counts)),
+                    }
+                )
+    return rows
+
+
+def transfer_across_attacks(group: Group) -> list[Row]:
+    """ASR of an attack on victims trained on it, on another attack, and on nothing.
+
+    GCG attacks only, where there are any: does a cheap defence hold against a strong attack?
+    """
+    strong = [name for name in group.attack_names if _base(name) == "gcg"] or group.attack_names
+    rows = [row for row in asr_against_size(group) if row["attack"] in strong]
+    crossed = {
+        row["attack"] for row in rows if row["trained_on"] not in (UNDEFENDED, row["attack"])
+    }
+    return [row for row in rows if row["attack"] in crossed]
+
+
+def transfer_across_iterations(group: Group) -> list[Row]:
+    """ASR at the iterations trained against and at the last one evaluated, after the last round.
+
+    Only victims evaluated for more iterations than any of their training rounds used appear.
+    """
+    trained = {
+        (stage.victim, stage.trained_on): max(entry.attack_iterations for entry in stage.rounds)
+        for stage in group.trainings
+        if stage.rounds
+    }
+    rows: list[Row] = []
+    for attack in group.attack_names:
+        runs = group.last_runs(attack, _base(attack))
+        for point, same_size in _by_point(group, runs):
+            pairs = [
+                (run, trained[run.victim, run.trained_on])
+                for run in same_size
+                if (run.victim, run.trained_on) in trained
+            ]
+            pairs = [(run, few) for run, few in pairs if few < run.metrics["iterations"]]
+            many = [(run, run.metrics["iterations"]) for run, _ in pairs]
+            for series, chosen in (("trained", pairs), ("last", many)):
+                if chosen:
+                    counts = [_asr_count(run, iteration) for run, iteration in chosen]
+                    rows.append(
+                        {
+                            **group.identity(point),
+                            "attack": attack,
+                            "trained_on": _base(attack),
+                            "round": span([run.round for run, _ in chosen]),
+                            "series": series,
+                            "iteration": span([iteration for _, iteration in chosen]),
+                            **dataclasses.asdict(rates.combine(counts)),
+                        }
+                    )
+    return rows
+
+
+def headline(group: Group) -> list[Row]:
+    """One row a size: clean accuracy and ASR before and after the defence against the same attack.
+
+    The attack is GCG where it was run, the defence training on that attack where there is one.
+    Intervals are Wilson's over all seeds pooled.
+    """
+    attack = next(iter(group.attack_names), None)
+    defence = next(iter(group.defences), None)
+    if attack is not None and _base(attack) in group.defences:
+        defence = _base(attack)
+    accuracy = {(row["point"], row["trained_on"]): row for row in clean_accuracy(group)}
+    asr = {
+        (row["point"], row["trained_on"]): row
+        for row in asr_against_size(group)
+        if row["attack"] == attack
+    }
+    rows: list[Row] = []
+    for point in group.sizes:
+        row = {**group.identity(point), "attack": attack or "", "trained_on": defence or ""}
+        for when, condition in (("before", UNDEFENDED), ("after", defence)):
+            clean, broken = accuracy.get((point, condition)), asr.get((point, condition))
+            row[f"accuracy_{when}"] = clean["pooled"] if clean else math.nan
+            row[f"accuracy_n_{when}"] = clean["trials"] if clean else 0
+            row[f"seeds_{when}"] = broken["num_seeds"] if broken else 0
+            row[f"round_{when}"] = broken["round"] if broken else ""
+            row[f"attacked_{when}"] = broken["trials"] if broken else 0
+            for column in ("pooled", "pooled_low", "pooled_high"):
+                row[f"asr_{column}_{when}"] = broken[column] if broken else math.nan
+        row["intervals_overlap"] = _overlap(row)
+        rows.append(row)
+    return rows
+
+
+def training_rounds(group: Group) -> list[Row]:
+    """Every round of every adversarial training."""
+    return [
+        {
+            **group.identity(stage.victim.point),
+            "seed": stage.victim.seed,
+            "trained_on": stage.trained_on,
+            **dataclasses.asdict(entry),
+        }
+        for stage in group.trainings
+        for entry in stage.rounds
+    ]
+
+
+def attack_runs(group: Group) -> list[Row]:
+    """Every attack run with its recomputed metrics."""
+    columns = (
+        "num_examples", "num_correct_before", "num_attacked", "num_failures", "num_retokenised",
+        "accuracy_before", "accuracy_after", "attack_success_rate",
+    )  # fmt: skip
+    return [
+        {
+            **group.identity(run.victim.point),
+            "seed": run.victim.seed,
+            "attack": run.attack,
+            "attack_seed": run.attack_seed,
+            "trained_on": run.trained_on,
+            "round": run.round,
+            **{column: run.metrics[column] for column in columns},
+            "asr_low": run.metrics["asr_interval"][0],
+            "asr_high": run.metrics["asr_interval"][1],
+            "iterations": run.metrics["iterations"],
+            "asr_first_success": run.metrics["asr_first_success_at"][
+                str(run.metrics["iterations"])
+            ],
+            "attack_flops": run.metrics["flops_algorithmic"],
+            "attack_flops_executed": run.metrics["flops_executed"],
+            "defence_flops": run.defence_flops,
+            "source": run.source,
+        }
+        for run in group.attacks
+    ]
+
+
+def _final_rows(
+    group: Group, runs: Sequence[AttackRun], attack: str, trained_on: str
+) -> Iterable[Row]:
+    for point, same_size in _by_point(group, runs):
+        defence_flops = mean(run.defence_flops for run in same_size)
+        pretrain_flops = mean(run.pretrain_flops for run in same_size)
+        yield {
+            **group.identity(point),
+            "attack": attack,
+            "trained_on": trained_on,
+            "round": span([run.round for run in same_size]),
+            "iterations": span([run.metrics["iterations"] for run in same_size]),
+            "defence_flops": defence_flops,
+            "defence_fraction_of_pretraining": _ratio(defence_flops, pretrain_flops),
+            **dataclasses.asdict(rates.combine([_final_count(run) for run in same_size])),
+        }
+
+
+def _by_point(group: Group, runs: Sequence[AttackRun]) -> Iterable[tuple[str, list[AttackRun]]]:
+    for point in group.sizes:
+        same_size = [run for run in runs if run.victim.point == point]
+        if same_size:
+            yield point, same_size
+
+
+def _accuracy_count(accuracy: float, n: int) -> rates.Count:
+    return rates.Count(0, 0, 0) if math.isnan(accuracy) else rates.Count(round(accuracy * n), n, n)
+
+
+def _final_count(run: AttackRun) -> rates.Count:
+    metrics = run.metrics
+    return rates.Count(metrics["num_broken"], metrics["num_attacked"], metrics["num_examples"])
+
+
+def _asr_count(run: AttackRun, iteration: int) -> rates.Count:
+    attacked = run.metrics["num_attacked"]
+    successes = round(run.metrics["asr_at"][str(iteration)] * attacked)
+    return rates.Count(successes, attacked, run.metrics["num_examples"])
+
+
+def _overlap(row: Row) -> str:
+    low = max(row["asr_pooled_low_before"], row["asr_pooled_low_after"])
+    high = min(row["asr_pooled_high_before"], row["asr_pooled_high_after"])
+    if not (row["attacked_before"] and row["attacked_after"]):
+        return ""
+    return "yes" if low <= high else "no"
+
+
+def span(values: Sequence[int]) -> int | str:
+    """The one value, or `low-high` if there are several."""
+    return values[0] if len(set(values)) == 1 else f"{min(values)}-{max(values)}"
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    values = list(values)
+    return statistics.fmean(values) if values else math.nan
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _base(attack: str) -> str:
+    """Attack name without its position: training puts the slot at the end."""
+    return attack.partition("@")[0]

@@ -1,0 +1,247 @@
+"""Greedy coordinate gradient search (Zou et al. 2023, arXiv 2307.15043).
+
+Each iteration, for each example: the gradient of the attack loss with respect to the one-hot slot
+tokens names ``top_k`` promising replacements for each position; ``num_candidates`` single
+replacements are drawn from them; those that survive retokenisation are scored; the best becomes the
+new slot, even when it is worse than the current one.
+
+As in Howe et al. 2024 (arXiv 2407.18213), except: when no candidate survives, the incumbent stays
+and the iteration is recorded with ``num_valid`` 0; each example has its own random stream.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from robustjax.attacks import candidates, frame
+from robustjax.attacks.objective import (
+    PromptBatch,
+    Scores,
+    classify_tail,
+    judge,
+    make_tail,
+    score,
+)
+from robustjax.errors import UserError
+from robustjax.models import transformer
+from robustjax.models.transformer import Cache, Definition, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class GCG:
+    """Settings of the attack.
+
+    Attributes:
+        num_iterations: search steps; every one is run.
+        num_tokens: ``A``, length of the attack slot in tokens.
+        num_candidates: ``C``, candidates scored in each iteration.
+        top_k: promising tokens at each position.
+        position: where the slot stands, as a fraction of the characters of the modifiable chunk.
+        candidate_chunk: candidates of each example scored in one pass; bounds the memory and
+            changes losses by rounding only.
+    """
+
+    num_iterations: int = 10
+    num_tokens: int = 10
+    num_candidates: int = 128
+    top_k: int = 256
+    position: float = 1.0
+    candidate_chunk: int = 128
+
+    name = "gcg"
+
+    def __post_init__(self) -> None:
+        frame.check_positive(self, "num_iterations", "num_tokens", "num_candidates", "top_k")
+        frame.check_position(self.position)
+        if self.num_candidates > self.top_k * self.num_tokens:
+            raise UserError(
+                f"num_candidates={self.num_candidates} is more than the top_k * num_tokens = "
+                f"{self.top_k * self.num_tokens} replacements there are; lower it or raise top_k"
+            )
+        if self.candidate_chunk < 1 or self.num_candidates % self.candidate_chunk:
+            raise UserError(
+                f"candidate_chunk={self.candidate_chunk} does not divide "
+                f"num_candidates={self.num_candidates}"
+            )
+
+
+class Incumbent(NamedTuple):
+    """The current slot of each example and what the victim makes of it."""
+
+    slots: Int[Array, "B A"]
+    loss: Float[Array, " B"]
+    success: Bool[Array, " B"]
+    logits: Float[Array, "B N"]
+    num_valid: Int[Array, " B"]
+
+
+def slot_width(attack: GCG) -> int:
+    """Most tokens that a slot can have."""
+    return attack.num_tokens
+
+
+def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:
+    """Runs the attack on one batch; ``tick`` hears of each iteration."""
+    slots = init(run)
+    history = []
+    for iteration in range(1, attack.num_iterations + 1):
+        state = step(attack, run, slots, iteration)
+        slots = state.slots
+        history.append(state)
+        tick(1)
+    kept = [frame.fetch(state) for state in history]
+    num_valid = np.stack([state.num_valid for state in kept])
+    # Per iteration: a forward and a backward pass (1 + 2) and a forward pass for each survivor.
+    prompts = run.lengths + attack.num_tokens
+    return frame.Outcome(
+        [state.slots.tolist() for state in kept],
+        np.stack([state.loss for state in kept]),
+        np.stack([state.success for state in kept]),
+        num_valid,
+        kept[-1].logits,
+        np.zeros(len(prompts), np.int64),
+        prompts * (3 * attack.num_iterations + num_valid.sum(0, dtype=np.int64)),
+    )
+
+
+def init(run: frame.BatchRun) -> Int[Array, "B A"]:
+    """The starting slots."""
+    return run.put(np.array([prompt.slot for prompt in run.prompts], np.int32))
+
+
+def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: int) -> Incumbent:
+    """One iteration: the host filters candidates while the device scores them."""
+    victim = run.victim
+    current, proposed = propose(
+        victim.definition,
+        victim.params,
+        run.prefix,
+        run.batch,
+        slots,
+        run.forbidden,
+        run.seed,
+        jnp.uint32(iteration),
+        top_k=min(attack.top_k, run.num_allowed),
+        count=attack.num_candidates,
+    )
+    scores = score(
+        victim.definition,
+        victim.params,
+        run.prefix,
+        run.batch,
+        proposed,
+        run.full_mask(proposed.shape),
+        chunk=attack.candidate_chunk,
+    )
+    valid = run.survivors(np.asarray(proposed), np.asarray(slots))
+    return select(slots, current, proposed, scores, run.put(valid))
+
+
+def programs(attack: GCG, run: frame.BatchRun) -> list[frame.Program]:
+    """What the search executes on one batch, for counting its FLOPs."""
+    definition, params = run.victim.definition, run.victim.params
+    slots = jax.ShapeDtypeStruct((len(run.prompts), attack.num_tokens), jnp.int32)
+    shape = (len(run.prompts), attack.num_candidates, attack.num_tokens)
+    proposed = jax.ShapeDtypeStruct(shape, jnp.int32)
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    return [
+        frame.Program(
+            functools.partial(
+                propose,
+                definition,
+                top_k=min(attack.top_k, run.num_allowed),
+                count=attack.num_candidates,
+            ),
+            (params, run.prefix, run.batch, slots, run.forbidden, run.seed, jnp.uint32(0)),
+            attack.num_iterations,
+        ),
+        frame.Program(
+            functools.partial(score, definition, chunk=attack.candidate_chunk),
+            (params, run.prefix, run.batch, proposed, mask),
+            attack.num_iterations,
+        ),
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "top_k", "count"))
+def propose(
+    definition: Definition,
+    params: Params,
+    prefix: Cache,
+    batch: PromptBatch,
+    slots: Int[Array, "B A"],
+    forbidden: Bool[Array, " V"],
+    seed: Int[Array, ""],
+    iteration: Int[Array, ""],
+    *,
+    top_k: int,
+    count: int,
+) -> tuple[Scores, Int[Array, "B C A"]]:
+    """Scores the incumbents and draws candidates along their gradients.
+
+    The gradient is taken with respect to the slot's embeddings and goes through the embedding matrix
+    once; no gradient of a weight is formed.
+
+    Args:
+        forbidden: token ids that must not be proposed.
+
+    Returns:
+        Scores of the incumbents (``C`` is 1) and the candidate slots.
+    """
+    width = slots.shape[1]
+    tail = make_tail(batch, slots[:, None], jnp.ones_like(slots, bool)[:, None])
+    embeddings = transformer.embed(definition, params, tail.tokens)
+
+    def total_loss(slot_embeddings: Array) -> tuple[Array, Scores]:
+        x = jnp.concatenate([slot_embeddings, embeddings[:, :, width:]], axis=2)
+        scores = judge(classify_tail(definition, params, prefix, tail, x), batch)
+        return scores.loss.sum(), scores
+
+    gradient, current = jax.grad(total_loss, has_aux=True)(embeddings[:, :, :width])
+    table = params["embed"]["embedding"].astype(gradient.dtype)
+    token_gradient = jnp.einsum(
+        "bad,vd->bav", gradient[:, 0], table, precision=definition.numerics.matmul_precision
+    ).astype(jnp.float32)
+    token_gradient = jnp.where(forbidden[None, None], jnp.inf, token_gradient)
+
+    keys = candidates.example_keys(seed, batch.example_id, iteration)
+
+    def draw(key: Array, gradient: Array, slot: Array) -> Array:
+        tokens = candidates.top_tokens(gradient, top_k)
+        drawn = candidates.sample_replacements(key, tokens, gradient.shape[-1], count)
+        return candidates.replace_one(slot, *drawn)
+
+    return current, jax.vmap(draw)(keys, token_gradient, slots)
+
+
+@jax.jit
+def select(
+    slots: Int[Array, "B A"],
+    current: Scores,
+    proposed: Int[Array, "B C A"],
+    scores: Scores,
+    valid: Bool[Array, "B C"],
+) -> Incumbent:
+    """The valid candidate of lowest loss (the first on ties), or the incumbent if none is valid."""
+    best = jnp.where(valid, scores.loss, jnp.inf).argmin(-1)
+    any_valid = valid.any(-1)
+
+    def pick(of_candidates: Array, of_incumbent: Array) -> Array:
+        index = best.reshape(best.shape + (1,) * (of_candidates.ndim - 1))
+        chosen = jnp.take_along_axis(of_candidates, index, axis=1)[:, 0]
+        keep = any_valid.reshape(any_valid.shape + (1,) * (chosen.ndim - 1))
+        return jnp.where(keep, chosen, of_incumbent)
+
+    return Incumbent(
+        pick(proposed, slots),
+        pick(scores.loss, current.loss[:, 0]),
+        pick(scores.success, current.success[:, 0]),
+        pick(scores.logits, current.logits[:, 0]),
+        valid.sum(-1, dtype=jnp.int32),
+    )

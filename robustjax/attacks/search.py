@@ -1,0 +1,151 @@
+"""The one driver of every attack: prompts to length buckets, buckets to batches, batches to outcomes."""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Iterator, Sequence
+
+from robustjax.attacks import gcg, random_token
+from robustjax.attacks.frame import BatchRun, Outcome, Prompt
+from robustjax.attacks.retokenize import SlotText, clean_start
+from robustjax.data.batching import bucket_for
+from robustjax.data.prompts import ChunkKind, Example, split_at_slot
+from robustjax.models.victim import BUCKET_EDGES, Victim
+
+Attack = gcg.GCG | random_token.RandomToken
+
+_MODULES: dict[type, types.ModuleType] = {
+    gcg.GCG: gcg,
+    random_token.RandomToken: random_token,
+}
+
+ATTACKS: dict[str, type] = {settings.name: settings for settings in _MODULES}
+"""Settings class of every attack by name."""
+
+
+def module_of(attack: Attack) -> types.ModuleType:
+    """The file of an attack: ``slot_width``, ``search`` and ``programs``."""
+    return _MODULES[type(attack)]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How a search is cut into programs; changes results by rounding only.
+
+    Attributes:
+        batch_size: examples attacked at once; a short last batch is filled up.
+        edges: widths that the tokens before and after the slot are padded to.
+    """
+
+    batch_size: int = 16
+    edges: tuple[int, ...] = BUCKET_EDGES
+
+
+def prepare(
+    victim: Victim,
+    examples: Sequence[Example],
+    chunk_kinds: tuple[ChunkKind, ...],
+    attack: Attack,
+    seed: int,
+) -> tuple[list[Prompt], dict[int, str]]:
+    """Finds a clean slot in every example.
+
+    Returns:
+        The prompts that can be attacked, and for the other examples (by id) the reason why not.
+    """
+    prompts, failures = [], {}
+    width = module_of(attack).slot_width(attack)
+    for example in examples:
+        before, after = split_at_slot(example, chunk_kinds, attack.position)
+        surrounding = SlotText.surrounding(victim.tokenizer, before, after)
+        length = len(surrounding.before_ids) + width + len(surrounding.after_ids)
+        if length > victim.context:
+            failures[example.example_id] = (
+                f"prompt and slot take {length} tokens, more than the context of {victim.context}"
+            )
+            continue
+        slot = clean_start(
+            victim.tokenizer, surrounding, attack.num_tokens, seed, example.example_id
+        )
+        if slot is None:
+            failures[example.example_id] = (
+                f"no slot of {attack.num_tokens} tokens re-tokenises to itself at position "
+                f"{attack.position}"
+            )
+            continue
+        prompts.append(Prompt(example, surrounding, tuple(slot)))
+    return prompts, failures
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """Prompts that share a program shape.
+
+    Attributes:
+        prompts: at most ``batch_size`` of them, in the order given.
+        before_width: padded tokens before the slot.
+        after_width: padded tokens after it.
+    """
+
+    prompts: tuple[Prompt, ...]
+    before_width: int
+    after_width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The bucket."""
+        return self.before_width, self.after_width
+
+
+def plan(prompts: Sequence[Prompt], config: SearchConfig) -> list[PlannedBatch]:
+    """Groups prompts into batches of one bucket each, smallest bucket first."""
+    buckets: dict[tuple[int, int], list[Prompt]] = {}
+    for prompt in prompts:
+        widths = (
+            bucket_for(max(len(prompt.surrounding.before_ids), 1), config.edges),
+            _after_width(len(prompt.surrounding.after_ids), config.edges),
+        )
+        buckets.setdefault(widths, []).append(prompt)
+    size = config.batch_size
+    return [
+        PlannedBatch(tuple(members[start : start + size]), *widths)
+        for widths, members in sorted(buckets.items(), key=lambda item: item[0])
+        for start in range(0, len(members), size)
+    ]
+
+
+def _after_width(length: int, edges: tuple[int, ...]) -> int:
+    """Room after the slot: exact for short texts (an answer prompt), else a bucket.
+
+    What follows the slot is recomputed for every candidate, so padding it is expensive.
+    """
+    return max(length, 1) if length <= 8 else bucket_for(length, (12, 16, 24, *edges))
+
+
+def run_batches(
+    victim: Victim,
+    batches: Sequence[PlannedBatch],
+    attack: Attack,
+    seed: int,
+    config: SearchConfig,
+    tick: Callable[[PlannedBatch, int], None] = lambda batch, iterations: None,
+) -> Iterator[tuple[PlannedBatch, BatchRun, Outcome]]:
+    """Attacks batch after batch.
+
+    Args:
+        tick: called with the batch and the number of iterations that were just finished.
+
+    Yields:
+        Each batch with its outcome; rows beyond the batch's prompts are filling and to be ignored.
+    """
+    for batch in batches:
+        missing = config.batch_size - len(batch.prompts)
+        run = BatchRun(
+            victim,
+            batch.prompts + (batch.prompts[-1],) * missing,
+            before_width=batch.before_width,
+            after_width=batch.after_width,
+            seed=seed,
+        )
+        outcome = module_of(attack).search(attack, run, functools.partial(tick, batch))
+        yield batch, run, outcome

@@ -1,0 +1,1 @@
+"""Tasks, prompts, tokens and batches on the host: numpy and tokenizers, never jax."""

@@ -1,0 +1,217 @@
+"""The tokenizer: text to ids and back, in batches, and exactly.
+
+One rule holds everywhere (Howe et al. 2024, arXiv 2407.18213): no special tokens are added, nothing
+is truncated, nothing is padded. Padding belongs to `robustjax.data.batching`.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from robustjax.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+_BYTE_ALPHABET = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+_NAMED_SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer without its side effects.
+
+    Text that spells a special token (`<|endoftext|>`) is read as that token, as Hugging Face does.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any]):
+        """Wraps a Rust tokenizer.
+
+        Args:
+            backend: the tokenizer; its truncation and padding are switched off.
+            config: the content of `tokenizer_config.json`, which names the special tokens.
+
+        Raises:
+            UserError: `config` names neither a pad nor an end-of-sequence token that exists.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._config = config
+        named = {name: _token_text(config.get(name)) for name in _NAMED_SPECIALS}
+        ids = {name: backend.token_to_id(text) for name, text in named.items() if text is not None}
+        pad_id = ids.get("pad_token")
+        self.eos_id: int | None = ids.get("eos_token")
+        if pad_id is None:
+            pad_id = self.eos_id
+        if pad_id is None:
+            raise UserError(
+                "the tokenizer names no pad_token and no eos_token that it knows: "
+                "set one in tokenizer_config.json"
+            )
+        self.pad_id: int = pad_id
+        flagged = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self.special_ids: frozenset[int] = frozenset(
+            flagged | {i for i in ids.values() if i is not None}
+        )
+
+    @classmethod
+    def load(cls, folder_or_name: str | Path) -> "Tokenizer":
+        """Loads a tokenizer from a local folder, or by its name on the Hugging Face hub.
+
+        A `tokenizer.json` is read as it stands; a folder with an older format only goes through
+        transformers' conversion.
+
+        Raises:
+            UserError: nothing loadable is there.
+        """
+        folder = Path(folder_or_name).expanduser()
+        if not folder.is_dir():
+            folder = _download(str(folder_or_name))
+        if (folder / "tokenizer.json").is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # the Rust library raises plain Exception
+                raise UserError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+            return cls(backend, _read_config(folder))
+        return cls._convert(folder)
+
+    @classmethod
+    def _convert(cls, folder: Path) -> "Tokenizer":
+        if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.model")):
+            raise UserError(f"{folder} holds no tokenizer.json: give a folder with a tokenizer")
+        from transformers import AutoTokenizer  # slow to import, and seldom needed
+
+        try:
+            slow = AutoTokenizer.from_pretrained(folder)
+            backend = tokenizers.Tokenizer.from_str(slow.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+        return cls(backend, _read_config(folder))
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the base vocabulary, without tokens added to it later."""
+        return self._backend.get_vocab_size(with_added_tokens=False)
+
+    @functools.cached_property
+    def num_ids(self) -> int:
+        """Highest id + 1: the least number of rows an embedding must have."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def allowed_attack_ids(self) -> Int[np.ndarray, " V"]:
+        """Ids an attack may use, increasing: the base vocabulary without special tokens."""
+        base = self._backend.get_vocab(with_added_tokens=False).values()
+        return np.array(sorted(set(base) - self.special_ids), dtype=np.int32)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer in canonical JSON: when equal, the same text has the same ids."""
+        canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
+        return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text: no special tokens added, no truncation, no padding."""
+        if isinstance(texts, str):
+            raise ValueError("texts is one string: give a list of strings")
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, rows: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> list[str]:
+        """Returns the text of each row of ids.
+
+        Special tokens, and ids beyond the vocabulary (padded embedding rows), decode to nothing.
+        Spaces are not cleaned up. Bytes that form no character become U+FFFD.
+        """
+        plain = rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
+        return self._backend.decode_batch(plain, skip_special_tokens=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json` for transformers.AutoTokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(folder / "tokenizer.json"))
+        text = json.dumps(self._config, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer; the same texts give the same tokenizer.
+
+    All 256 bytes are in the alphabet, so every text round-trips exactly (unless it spells the
+    special token). Id 0 is `<|endoftext|>`, which also pads.
+
+    Args:
+        texts: the training texts.
+        vocab_size: number of ids wanted, at least 257. When the texts hold fewer merges, the
+            tokenizer has fewer: read its `vocab_size`.
+
+    Raises:
+        ValueError: `vocab_size` is too small for the bytes and the special token.
+    """
+    smallest = len(_BYTE_ALPHABET) + 1
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size={vocab_size}: 256 bytes and {END_OF_TEXT} need at least {smallest}"
+        )
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=_BYTE_ALPHABET,
+    )
+    backend.train_from_iterator(texts, trainer)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer(backend, config)
+
+
+def _token_text(entry: Any) -> str | None:
+    """Reads a special token of tokenizer_config.json: a text, or a mapping with `content`."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Reads tokenizer_config.json; older folders name their tokens in special_tokens_map.json."""
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON: {error}") from error
+        config.update({key: value for key, value in content.items() if value is not None})
+    return config
+
+
+def _download(name: str) -> Path:
+    """Fetches the tokenizer files of a hub repository into the Hugging Face cache."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
+    remedy = "give an existing folder with tokenizer.json, or a hub name that can be reached"
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"tokenizer {name!r} is no folder and cannot be downloaded "
+            f"({type(error).__name__}): {remedy}"
+        ) from error

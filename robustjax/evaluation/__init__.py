@@ -1,0 +1,1 @@
+"""Records of attacks and the metrics computed from them."""

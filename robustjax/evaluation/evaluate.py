@@ -1,0 +1,273 @@
+"""Attacking examples and writing down what came of it, one record an example.
+
+The search works on token arrays; here its outcomes become records: text, success and loss of every
+iteration, compute, and why an example could not be attacked. Records are appended batch by batch, so
+an interrupted evaluation goes on where it stopped and ends with the same file.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from robustjax.attacks import search
+from robustjax.attacks.frame import BatchRun, Outcome, Prompt
+from robustjax.attacks.objective import encode_prefix
+from robustjax.attacks.search import Attack, PlannedBatch, SearchConfig
+from robustjax.data.prompts import ChunkKind, Example
+from robustjax.evaluation import flops, records
+from robustjax.evaluation.records import AttackRecord, IterationRecord
+from robustjax.models.victim import Victim
+from robustjax.runtime.progress import Progress
+
+
+@dataclasses.dataclass
+class Timing:
+    """Seconds of an evaluation; kept apart from results, which must not differ between runs.
+
+    Attributes:
+        seconds: all of it.
+        seconds_compile: first iteration of each program shape, an upper bound of compilation.
+        example_iterations: example-iterations run.
+        seconds_search: seconds they took, first iterations of a shape left out.
+    """
+
+    seconds: float = 0.0
+    seconds_compile: float = 0.0
+    example_iterations: int = 0
+    seconds_search: float = 0.0
+
+    def to_json(self) -> dict[str, float | None]:
+        """The figures of ``timing.json``."""
+        per_example = self.seconds_search / self.example_iterations if self.example_iterations else None
+        return {
+            "seconds": self.seconds,
+            "seconds_compile": self.seconds_compile,
+            "seconds_per_iteration_and_example": per_example,
+        }
+
+
+def accuracy(victim: Victim, examples: Sequence[Example], logits: np.ndarray | None = None) -> float:
+    """Share of examples whose clean text is answered correctly."""
+    if logits is None:
+        logits = victim.logits([example.text for example in examples])
+    labels = np.array([example.label for example in examples])
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def attack_examples(
+    victim: Victim,
+    examples: Sequence[Example],
+    chunk_kinds: tuple[ChunkKind, ...],
+    attack: Attack,
+    *,
+    seed: int = 0,
+    config: SearchConfig = SearchConfig(),
+    only_correct: bool = True,
+    max_attacked: int | None = None,
+    path: str | os.PathLike[str] | None = None,
+    label: str = "attack",
+) -> tuple[list[AttackRecord], Timing]:
+    """Attacks examples and returns one record for each.
+
+    Args:
+        victim: the model.
+        examples: what to attack; ids must differ.
+        chunk_kinds: the task's chunk kinds.
+        attack: the attack's settings.
+        seed: keys all randomness, together with the example's id.
+        config: how the search is cut into programs.
+        only_correct: attack only examples that the victim answers correctly (evaluation); otherwise
+            all of them (adversarial training).
+        max_attacked: stop taking examples once this many are attacked; the rest leave no record.
+        path: ``attack_records.jsonl`` to append to. What it holds already is not done again.
+        label: name on the progress line.
+
+    Returns:
+        Records (those that need no search first, then bucket by bucket) and the time spent.
+    """
+    timing = Timing()
+    started = time.perf_counter()
+    logits = victim.logits([example.text for example in examples])
+    correct = logits.argmax(-1) == np.array([example.label for example in examples])
+    wanted = correct if only_correct else np.ones(len(examples), bool)
+    if max_attacked is not None:
+        last = np.searchsorted(np.cumsum(wanted), max_attacked)
+        examples, wanted = examples[: last + 1], wanted[: last + 1]
+    clean = {
+        example.example_id: (bool(ok), scores.tolist())
+        for example, ok, scores in zip(examples, correct, logits, strict=False)
+    }
+    attacked = [example for example, take in zip(examples, wanted, strict=True) if take]
+    prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed)
+    blank = functools.partial(
+        _record_without_search, clean=clean, position=attack.position, seed=seed
+    )
+    idle = [
+        blank(example, failure=failures.get(example.example_id))
+        for example, take in zip(examples, wanted, strict=True)
+        if not take or example.example_id in failures
+    ]
+    batches = search.plan(prompts, config)
+    done, remaining = _resume(path, idle, batches)
+
+    total = len(prompts) * attack.num_iterations
+    before = sum(len(record.iterations) for record in done)
+    with Progress(total, label, unit="example-iterations", done=before) as progress:
+        ticker = _Ticker(timing, progress)
+        cost = _ExecutedCost(attack)
+        for batch, run, outcome in search.run_batches(
+            victim, remaining, attack, seed, config, ticker
+        ):
+            new = _records(batch, run, outcome, clean, attack, seed, cost(batch, run))
+            if path is not None:
+                records.append_records(path, new)
+            done.extend(new)
+    timing.seconds = time.perf_counter() - started
+    return done, timing
+
+
+class _Ticker:
+    """Feeds the progress line and the clock; a shape's first iterations hold its compilation."""
+
+    def __init__(self, timing: Timing, progress: Progress):
+        self._timing, self._progress = timing, progress
+        self._last = time.perf_counter()
+        self._seen: set[tuple[int, int]] = set()
+
+    def __call__(self, batch: PlannedBatch, iterations: int) -> None:
+        now = time.perf_counter()
+        count = iterations * len(batch.prompts)
+        if batch.shape in self._seen:
+            self._timing.seconds_search += now - self._last
+            self._timing.example_iterations += count
+        else:
+            self._timing.seconds_compile += now - self._last
+            self._seen.add(batch.shape)
+        self._last = now
+        self._progress.advance(count)
+
+
+class _ExecutedCost:
+    """Executed FLOPs of a batch for one of its rows; counted once a bucket."""
+
+    def __init__(self, attack: Attack):
+        self._attack = attack
+        self._known: dict[tuple[int, int], int] = {}
+
+    def __call__(self, batch: PlannedBatch, run: BatchRun) -> int:
+        if batch.shape not in self._known:
+            definition = run.victim.definition
+            total = flops.executed_flops(
+                functools.partial(encode_prefix, definition), run.victim.params, run.batch
+            )
+            for program in search.module_of(self._attack).programs(self._attack, run):
+                total += program.runs * flops.executed_flops(program.function, *program.arguments)
+            self._known[batch.shape] = total // len(run.prompts)
+        return self._known[batch.shape]
+
+
+def _resume(
+    path: str | os.PathLike[str] | None,
+    idle: list[AttackRecord],
+    batches: list[PlannedBatch],
+) -> tuple[list[AttackRecord], list[PlannedBatch]]:
+    """Keeps the batches that are recorded whole, and returns what is still to do."""
+    if path is None:
+        return list(idle), batches
+    known = {record.example_id: record for record in records.read_complete_records(path)}
+    done, remaining = list(idle), []
+    for batch in batches:
+        ids = [prompt.example.example_id for prompt in batch.prompts]
+        if not remaining and all(i in known for i in ids):
+            done.extend(known[i] for i in ids)
+        else:
+            remaining.append(batch)
+    records.write_records(path, done)
+    return done, remaining
+
+
+def _record_without_search(
+    example: Example,
+    *,
+    failure: str | None,
+    clean: dict[int, tuple[bool, list[float]]],
+    position: float,
+    seed: int,
+) -> AttackRecord:
+    correct, logits = clean[example.example_id]
+    return AttackRecord(
+        example_id=example.example_id,
+        label=example.label,
+        target_label=example.target_label,
+        correct_before=correct,
+        attacked_text=None,
+        success=False,
+        logits=None,
+        clean_logits=logits,
+        iterations=[],
+        num_retokenised=0,
+        position=position,
+        seed=seed,
+        flops_algorithmic=0,
+        flops_executed=0,
+        failure=failure,
+    )
+
+
+def _records(
+    batch: PlannedBatch,
+    run: BatchRun,
+    outcome: Outcome,
+    clean: dict[int, tuple[bool, list[float]]],
+    attack: Attack,
+    seed: int,
+    executed: int,
+) -> list[AttackRecord]:
+    count = len(batch.prompts)
+    decode = run.victim.tokenizer.decode
+    texts = [decode(slots[:count]) for slots in outcome.slots]  # [I][B]
+
+    def record(row: int, prompt: Prompt) -> AttackRecord:
+        example = prompt.example
+        correct, clean_logits = clean[example.example_id]
+        iterations = [
+            IterationRecord(
+                loss=float(outcome.loss[i, row]),
+                success=bool(outcome.success[i, row]),
+                slot_text=texts[i][row],
+                num_valid=int(outcome.num_valid[i, row]),
+            )
+            for i in range(len(texts))
+        ]
+        surrounding = prompt.surrounding
+        return AttackRecord(
+            example_id=example.example_id,
+            label=example.label,
+            target_label=example.target_label,
+            correct_before=correct,
+            attacked_text=surrounding.before + iterations[-1].slot_text + surrounding.after,
+            success=iterations[-1].success,
+            logits=outcome.logits[row].tolist(),
+            clean_logits=clean_logits,
+            iterations=iterations,
+            num_retokenised=int(outcome.num_retokenised[row]),
+            position=attack.position,
+            seed=seed,
+            flops_algorithmic=flops.forward_flops(
+                run.victim.num_params, int(outcome.flops_tokens[row])
+            ),
+            flops_executed=executed,
+            failure=None,
+        )
+
+    return [record(row, prompt) for row, prompt in enumerate(batch.prompts)]
+
+
+def describe(attack: Attack) -> dict[str, Any]:
+    """The attack's name and settings, for summaries and hashes."""
+    return {"name": attack.name} | dataclasses.asdict(attack)

@@ -1,0 +1,275 @@
+"""Attack records: one JSON line an attacked example, and what follows from them.
+
+Every number of a report is recomputed from these lines, so reading is strict: a line that is not
+exactly a record stops the program and names itself. Text is written as ASCII with escapes, hence
+any Python string comes back unchanged and a record never holds a raw line break. Numbers that are
+not finite are written as null and read back as NaN. This module never imports jax.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustjax.errors import UserError
+from robustjax.evaluation import metrics, strict_json
+from robustjax.evaluation.strict_json import canonical_json, write_text_atomic
+
+__all__ = [
+    "AttackRecord",
+    "IterationRecord",
+    "append_records",
+    "canonical_json",
+    "read_complete_records",
+    "read_records",
+    "summarise",
+    "write_records",
+    "write_text_atomic",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationRecord:
+    """State of one attacked example after one attack iteration.
+
+    Attributes:
+        loss: attack loss of the current text.
+        success: whether the current text fools the victim.
+        slot_text: text in the attack slot.
+        num_valid: candidates that survived the retokenisation filter.
+    """
+
+    loss: float
+    success: bool
+    slot_text: str
+    num_valid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRecord:
+    """Everything an attack left behind about one example.
+
+    Attributes:
+        example_id: index of the example in its split.
+        label: true class.
+        target_label: class the attacker aims for.
+        correct_before: whether the victim was right about the clean text. If not, an evaluation
+            does not attack it (`attacked_text` None, no iterations).
+        attacked_text: the final text, or None if there was no attack.
+        success: whether the final text fools the victim.
+        logits: victim's logits of the final text, or None.
+        clean_logits: victim's logits of the clean text.
+        iterations: index `k` is the state after attack iteration `k + 1`.
+        num_retokenised: draws whose text did not fit its slot after retokenisation and was redrawn.
+        position: place of the attack slot in the modifiable text; 1.0 is a suffix, 0.0 a prefix.
+        seed: attack seed.
+        flops_algorithmic: attack FLOPs by the convention of Howe et al. 2024 (arXiv 2407.18213).
+        flops_executed: attack FLOPs of the dot products that ran.
+        failure: why the example could not be attacked, or None.
+
+    Raises:
+        ValueError: a success is claimed without an attacked text or beside a failure.
+    """
+
+    example_id: int
+    label: int
+    target_label: int
+    correct_before: bool
+    attacked_text: str | None
+    success: bool
+    logits: list[float] | None
+    clean_logits: list[float]
+    iterations: list[IterationRecord]
+    num_retokenised: int
+    position: float
+    seed: int
+    flops_algorithmic: int
+    flops_executed: int
+    failure: str | None
+
+    def __post_init__(self) -> None:
+        """Reject a success that cannot have happened."""
+        if self.success and (self.attacked_text is None or self.failure is not None):
+            raise ValueError("success=true needs an attacked_text and no failure")
+
+    @property
+    def attacked(self) -> bool:
+        """Whether the example belongs to the denominator of the attack success rate."""
+        return self.correct_before and self.failure is None
+
+    @property
+    def first_success_iteration(self) -> int | None:
+        """First attack iteration (1-based) whose text fooled the victim, or None."""
+        return next((k for k, step in enumerate(self.iterations, 1) if step.success), None)
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]) -> None:
+    """Write a whole record file, atomically."""
+    write_text_atomic(path, "".join(_line(record) for record in records))
+
+
+def append_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]) -> None:
+    """Add records to a file, made if missing; on return they are on the disk.
+
+    Raises:
+        UserError: the file ends in the middle of a line (`read_complete_records` mends it).
+    """
+    data = "".join(_line(record) for record in records).encode("ascii")
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                raise UserError(f"{path} ends in the middle of a line; mend it before appending")
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: str | os.PathLike[str]) -> list[AttackRecord]:
+    """Read a record file in which every line must be sound.
+
+    Raises:
+        UserError: the file is missing, or names the first line that is not a record or that repeats
+            an (example_id, seed) pair.
+    """
+    lines = _read_bytes(path).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return _parse_lines(path, lines)
+
+
+def read_complete_records(path: str | os.PathLike[str]) -> list[AttackRecord]:
+    """Read what an interrupted run wrote, and cut off a torn last line so that it can go on.
+
+    Only a last line without its line break can be torn; damage anywhere else is an error. A missing
+    file is an empty one. Afterwards the file holds exactly the returned records.
+
+    Raises:
+        UserError: names the first line before the torn one that is not a record.
+    """
+    if not Path(path).exists():
+        return []
+    *complete, tail = _read_bytes(path).split(b"\n")
+    records = _parse_lines(path, complete)
+    if tail:
+        with open(path, "rb+") as file:
+            file.truncate(sum(len(line) + 1 for line in complete))
+            os.fsync(file.fileno())
+    return records
+
+
+def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
+    """Metrics of one attack on one victim, a pure function of its records.
+
+    Rates of the attack are over the examples attacked: right before the attack and not failed.
+    `accuracy_after` is over all examples; one that failed counts as wrong there, because nothing
+    shows that it would have held. Rates without a denominator are NaN.
+
+    Raises:
+        UserError: attacked examples have histories of different lengths.
+    """
+    attacked = [record for record in records if record.attacked]
+    lengths = sorted({len(record.iterations) for record in attacked})
+    if len(lengths) > 1:
+        raise UserError(
+            f"iterations: attacked examples have {lengths} iterations; all need as many"
+        )
+    num_iterations = lengths[0] if lengths else 0
+    success = np.array(
+        [[step.success for step in record.iterations] for record in attacked], dtype=bool
+    ).reshape(len(attacked), num_iterations)
+    num_broken = sum(record.success for record in attacked)
+    num_correct_before = sum(record.correct_before for record in records)
+    return {
+        "num_examples": len(records),
+        "num_correct_before": num_correct_before,
+        "num_attacked": len(attacked),
+        "num_failures": sum(record.failure is not None for record in records),
+        "num_broken": num_broken,
+        "num_retokenised": sum(record.num_retokenised for record in records),
+        "accuracy_before": _ratio(num_correct_before, len(records)),
+        "accuracy_after": _ratio(len(attacked) - num_broken, len(records)),
+        "attack_success_rate": _ratio(num_broken, len(attacked)),
+        "asr_interval": list(metrics.wilson_interval(num_broken, len(attacked))),
+        "asr_at": _by_iteration(metrics.asr_curve(success)),
+        "asr_first_success_at": _by_iteration(metrics.first_success_curve(success)),
+        "iterations": num_iterations,
+        "flops_algorithmic": sum(record.flops_algorithmic for record in records),
+        "flops_executed": sum(record.flops_executed for record in records),
+    }
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _by_iteration(curve: np.ndarray) -> dict[str, float]:
+    return {str(iteration): float(rate) for iteration, rate in enumerate(curve)}
+
+
+def _line(record: AttackRecord) -> str:
+    fields = {**vars(record), "iterations": [vars(step) for step in record.iterations]}
+    return canonical_json(fields) + "\n"
+
+
+def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read attack records {path}: {error.strerror}") from error
+
+
+def _parse_lines(path: str | os.PathLike[str], lines: Iterable[bytes]) -> list[AttackRecord]:
+    records = []
+    seen: dict[tuple[int, int], int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _record(strict_json.parse_json(line), "record")
+            key = (record.example_id, record.seed)
+            if key in seen:
+                raise ValueError(
+                    f"example_id {key[0]} with seed {key[1]} is on line {seen[key]} too"
+                )
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not an attack record: {error}") from error
+        seen[key] = number
+        records.append(record)
+    return records
+
+
+def _iteration(value: Any, name: str) -> IterationRecord:
+    return IterationRecord(**strict_json.fields(value, name, _ITERATION_PARSERS))
+
+
+def _record(value: Any, name: str) -> AttackRecord:
+    return AttackRecord(**strict_json.fields(value, name, _RECORD_PARSERS))
+
+
+_ITERATION_PARSERS: Mapping[str, strict_json.Parser] = {
+    "loss": strict_json.number,
+    "success": strict_json.boolean,
+    "slot_text": strict_json.string,
+    "num_valid": strict_json.integer,
+}
+
+_RECORD_PARSERS: Mapping[str, strict_json.Parser] = {
+    "example_id": strict_json.integer,
+    "label": strict_json.integer,
+    "target_label": strict_json.integer,
+    "correct_before": strict_json.boolean,
+    "attacked_text": strict_json.optional(strict_json.string),
+    "success": strict_json.boolean,
+    "logits": strict_json.optional(strict_json.list_of(strict_json.number)),
+    "clean_logits": strict_json.list_of(strict_json.number),
+    "iterations": strict_json.list_of(_iteration),
+    "num_retokenised": strict_json.integer,
+    "position": strict_json.number,
+    "seed": strict_json.integer,
+    "flops_algorithmic": strict_json.integer,
+    "flops_executed": strict_json.integer,
+    "failure": strict_json.optional(strict_json.string),
+}

@@ -1,0 +1,198 @@
+"""Layers and the attention that every port shares.
+
+Arrays inside a model carry two leading axes, ``B`` examples and ``C`` rows of one example (attack
+candidates; 1 for ordinary text). Rows of one example share cached keys and values, which therefore
+have no ``C`` axis and are never copied per row.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+_MASKED = -1e30  # finite: a row that sees nothing yields garbage, never NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """Number formats of a model.
+
+    Attributes:
+        param_dtype: storage type of the weights.
+        compute_dtype: type of activations and matrix products; softmax, norms and rotary angles
+            are float32 whatever this says.
+        matmul_precision: ``highest`` makes float32 products true float32 on every backend
+            (accelerators default to less).
+    """
+
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    matmul_precision: str = "highest"
+
+
+class Linear(nnx.Module):
+    """``y = x @ kernel + bias`` with ``kernel`` of shape ``[in, out]``."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool,
+        init_scale: float,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+    ):
+        self.numerics = numerics
+        kernel = init_scale * jax.random.normal(rngs.params(), (in_features, out_features))
+        self.kernel = nnx.Param(kernel.astype(numerics.param_dtype))
+        self.bias = (
+            nnx.Param(jnp.zeros((out_features,), numerics.param_dtype)) if use_bias else None
+        )
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        dtype = self.numerics.compute_dtype
+        y = jnp.einsum(
+            "...i,io->...o",
+            x,
+            self.kernel[...].astype(dtype),
+            precision=self.numerics.matmul_precision,
+        )
+        if self.bias is None:
+            return y
+        return y + jnp.broadcast_to(self.bias[...].astype(dtype), y.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias, computed in float32, returned in the input's type."""
+
+    def __init__(self, features: int, *, epsilon: float, numerics: Numerics):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), numerics.param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), numerics.param_dtype))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), normal.shape)
+        bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), normal.shape)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embedding table ``[V, D]``."""
+
+    def __init__(
+        self, vocab: int, features: int, *, init_scale: float, numerics: Numerics, rngs: nnx.Rngs
+    ):
+        self.numerics = numerics
+        table = init_scale * jax.random.normal(rngs.params(), (vocab, features))
+        self.embedding = nnx.Param(table.astype(numerics.param_dtype))
+
+    def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        return self.embedding[...].astype(self.numerics.compute_dtype)[tokens]
+
+
+def rotate(
+    x: Float[Array, "B C T H K"],
+    positions: Int[Array, "B C T"],
+    *,
+    rotary_dims: int,
+    theta: float,
+) -> Float[Array, "B C T H K"]:
+    """Rotary position embedding (half-split form) on the first ``rotary_dims`` of each head.
+
+    Angles are float32: bfloat16 rounds position 257 to 256.
+    """
+    half = rotary_dims // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) * frequency[None, None, None, :]
+    cos, sin = jnp.cos(angle)[:, :, :, None, :], jnp.sin(angle)[:, :, :, None, :]
+    first, second = (
+        x[..., :half].astype(jnp.float32),
+        x[..., half:rotary_dims].astype(jnp.float32),
+    )
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(
+        [*(part.astype(x.dtype) for part in turned), x[..., rotary_dims:]], axis=-1
+    )
+
+
+class Context(NamedTuple):
+    """Keys and values that all rows of an example attend to; never copied per row.
+
+    Attributes:
+        keys: ``[B, P, G, K]`` (``G`` key/value heads).
+        values: ``[B, P, G, K]``.
+        mask: ``[B, P]``, true where a real token stands.
+    """
+
+    keys: Float[Array, "B P G K"]
+    values: Float[Array, "B P G K"]
+    mask: Bool[Array, "B P"]
+
+
+def attend(
+    queries: Float[Array, "B C R H K"],
+    keys: Float[Array, "B C T G K"],
+    values: Float[Array, "B C T G K"],
+    mask: Bool[Array, "B C R T"],
+    contexts: Sequence[Context],
+    precision: str,
+) -> Float[Array, "B C R H K"]:
+    """Softmax attention over shared contexts and a row's own tokens, jointly normalised.
+
+    Scores are taken block by block and normalised by one maximum and one sum, so the contexts are
+    neither concatenated with the row's own keys nor repeated for each row. ``H`` is a multiple of
+    ``G`` (grouped-query attention).
+    """
+    batch, rows, reads, heads, width = queries.shape
+    groups = keys.shape[3]
+    split = (batch, rows, reads, groups, heads // groups, width)
+    q = queries.reshape(split) * (width**-0.5)
+    out_type = queries.dtype
+
+    def scores(spec: str, k: Array, visible: Array) -> Array:
+        raw = jnp.einsum(spec, q, k, precision=precision, preferred_element_type=jnp.float32)
+        return jnp.where(visible, raw, _MASKED)
+
+    blocks = [
+        scores("bcrgmk,bpgk->bcgmrp", context.keys, context.mask[:, None, None, None, None, :])
+        for context in contexts
+    ]
+    blocks.append(scores("bcrgmk,bctgk->bcgmrt", keys, mask[:, :, None, None]))
+
+    top = blocks[0].max(-1, keepdims=True)
+    for block in blocks[1:]:
+        top = jnp.maximum(top, block.max(-1, keepdims=True))
+    weights = [jnp.exp(block - jax.lax.stop_gradient(top)) for block in blocks]
+    total = sum(weight.sum(-1) for weight in weights)  # [B, C, G, M, R]
+
+    specs = ["bcgmrp,bpgk->bcrgmk"] * len(contexts) + ["bcgmrt,bctgk->bcrgmk"]
+    contents = [context.values for context in contexts] + [values]
+    mixed = sum(
+        jnp.einsum(
+            spec,
+            weight.astype(out_type),
+            content,
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        for spec, weight, content in zip(specs, weights, contents, strict=True)
+    )
+    mixed = mixed / jnp.moveaxis(total, -1, 2)[..., None]
+    return mixed.astype(out_type).reshape(batch, rows, reads, heads, width)
+
+
+def gather_tokens(
+    x: Float[Array, "B C T *rest"], index: Int[Array, "B C R"]
+) -> Float[Array, "B C R *rest"]:
+    """Picks tokens ``index`` of every row."""
+    expanded = index.reshape(index.shape + (1,) * (x.ndim - 3))
+    return jnp.take_along_axis(x, expanded, axis=2)

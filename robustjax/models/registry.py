@@ -1,0 +1,95 @@
+"""Scaling points: the architecture facts of every model of the family, and nothing else.
+
+Pythia shapes: Biderman et al. 2023 (arXiv 2304.01373) and the published configurations. Parameter
+counts with a two-class head: Howe et al. 2024 (arXiv 2407.18213). How a point is run (batch,
+learning rate, mesh) stands in ``configs/points.py``.
+"""
+
+import dataclasses
+
+from robustjax.errors import UserError
+from robustjax.models.gpt_neox import GPTNeoXConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingPoint:
+    """One model of a family.
+
+    Attributes:
+        name: how configs and commands call it.
+        family: models that share a tokenizer and a training recipe.
+        config: the shape.
+        classifier_params: weights with a two-class head.
+        hub_name: where the published weights are; empty when the point is trained from scratch.
+        scanned: whether layers run under ``lax.scan`` (compile time of many layers) or unrolled
+            (speed of small passes).
+    """
+
+    name: str
+    family: str
+    config: GPTNeoXConfig
+    classifier_params: int
+    hub_name: str = ""
+    scanned: bool = False
+
+
+def _pythia(
+    size: str, layers: int, width: int, heads: int, classifier_params: int, vocab: int = 50_304
+) -> ScalingPoint:
+    config = GPTNeoXConfig(vocab=vocab, width=width, layers=layers, heads=heads, hidden=4 * width)
+    name = f"pythia-{size}"
+    return ScalingPoint(
+        name, "pythia", config, classifier_params, f"EleutherAI/{name}", scanned=layers > 12
+    )
+
+
+def _nano(size: str, layers: int, width: int, heads: int, classifier_params: int) -> ScalingPoint:
+    # Few, wide heads: a narrow one has too few unrotated dimensions to tell tokens apart, and fewer
+    # than four rotary dimensions are a single frequency. Weights start at 1/sqrt(width) because
+    # these train from scratch.
+    config = GPTNeoXConfig(
+        vocab=NANO_VOCAB,
+        width=width,
+        layers=layers,
+        heads=heads,
+        hidden=4 * width,
+        context=1024,
+        init_scale=width**-0.5,
+    )
+    return ScalingPoint(f"nano-{size}", "nano", config, classifier_params)
+
+
+NANO_VOCAB = 512
+"""Vocabulary of the nano ladder's tokenizer: 256 bytes, one special token, 255 merges."""
+
+_POINTS = (
+    _nano("27k", 2, 24, 1, 26_832),
+    _nano("70k", 2, 48, 2, 81_312),
+    _nano("160k", 3, 64, 2, 182_976),
+    _nano("350k", 3, 96, 3, 385_056),
+    _nano("850k", 4, 128, 4, 859_136),
+    _pythia("14m", 6, 128, 4, 7_629_056),
+    _pythia("31m", 6, 256, 8, 17_617_408),
+    _pythia("70m", 6, 512, 8, 44_672_000),
+    _pythia("160m", 12, 768, 12, 123_691_008),
+    _pythia("410m", 24, 1024, 16, 353_824_768),
+    _pythia("1b", 16, 2048, 8, 908_763_136),
+    _pythia("1.4b", 24, 2048, 16, 1_311_629_312),
+    _pythia("2.8b", 32, 2560, 32, 2_646_435_840),
+    _pythia("6.9b", 32, 4096, 32, 6_650_740_736, vocab=50_432),
+    _pythia("12b", 36, 5120, 40, 11_586_560_000, vocab=50_688),
+)
+
+POINTS = {point.name: point for point in _POINTS}
+"""Every scaling point by name, smallest first within a family."""
+
+
+def scaling_point(name: str) -> ScalingPoint:
+    """Looks up a scaling point.
+
+    Raises:
+        UserError: if there is none of that name; the message lists the names.
+    """
+    if name not in POINTS:
+        raise UserError(f"scaling point {name!r} is unknown; known: {', '.join(POINTS)}")
+    return POINTS[name]

@@ -1,0 +1,309 @@
+"""One forward pass for every port: pure functions over a plain parameter tree.
+
+``params`` is ``{"embed", "blocks", "final_norm", "head"}``. ``blocks`` is either one tree whose leaves
+carry a leading layer axis (``scanned``: one compiled body, quick to compile, the choice for many
+layers) or a tree per layer under ``"00", "01", ...`` (unrolled: no copy of a layer's slice out of the
+stack, faster where a pass is small). Everything else is indifferent to which.
+
+The key/value cache is an argument and a result. ``encode`` runs tokens for their cache alone;
+``forward`` runs tokens that attend to it, for many rows of each example at once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from robustjax.models import gpt_neox
+from robustjax.models.layers import Context, Numerics, gather_tokens
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """Everything that fixes a model's function but its weights; hashable, so a static argument.
+
+    Attributes:
+        config: shape of the model.
+        head: what the model puts out: class scores or next-token scores.
+        num_classes: classes of a classifier head (unused for ``lm``).
+        numerics: number formats.
+        scanned: whether layers run under ``lax.scan`` over stacked weights.
+        remat: whether training recomputes each block's activations in the backward pass.
+    """
+
+    config: gpt_neox.GPTNeoXConfig
+    head: Literal["classifier", "lm"] = "classifier"
+    num_classes: int = 2
+    numerics: Numerics = Numerics()
+    scanned: bool = False
+    remat: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head's output: classes, or rows of the vocabulary."""
+        return self.num_classes if self.head == "classifier" else self.config.vocab
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer for tokens that are not run again.
+
+    Attributes:
+        keys: a tuple of ``L`` arrays ``[B, P, G, K]``, or one array ``[L, B, P, G, K]`` when the
+            layers are scanned.
+        values: the same for values.
+        mask: ``[B, P]``, true at real tokens.
+    """
+
+    keys: Any
+    values: Any
+    mask: Bool[Array, "B P"]
+
+    def layer(self, index: int) -> Context:
+        """The cache of one layer."""
+        return Context(self.keys[index], self.values[index], self.mask)
+
+
+def init(definition: Definition, seed: int) -> Params:
+    """Fresh weights; the same numbers whether scanned or not."""
+    keys = jax.random.split(jax.random.key(seed), definition.config.layers + 1)
+    trunk = _trunk_state(definition, keys[0])
+    blocks = [_block_state(definition, key) for key in keys[1:]]
+    return trunk | {"blocks": join_layers(definition, blocks)}
+
+
+def abstract_params(definition: Definition) -> Params:
+    """Shapes and types of the weights, without allocating any."""
+    return jax.eval_shape(lambda: init(definition, 0))
+
+
+def count_params(definition: Definition) -> int:
+    """Number of weights, embeddings and head included, counted without allocating."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(definition)))
+
+
+def logical_axes(definition: Definition) -> Params:
+    """The logical axis names of every weight, in the shape of ``params``."""
+    block = gpt_neox.BLOCK_AXES
+    if definition.scanned:
+        blocks = jax.tree.map(
+            lambda axes: ("layers", *axes), block, is_leaf=lambda x: isinstance(x, tuple)
+        )
+    else:
+        blocks = {layer_name(i): block for i in range(definition.config.layers)}
+    trunk = dict(gpt_neox.TRUNK_AXES)
+    if definition.head == "classifier":
+        trunk["head"] = {"kernel": ("embed", "classes")}
+    return trunk | {"blocks": blocks}
+
+
+def layer_name(index: int) -> str:
+    """Key of a layer in unrolled ``params``; zero-padded so that names sort as numbers."""
+    return f"{index:02d}"
+
+
+def join_layers(definition: Definition, blocks: Sequence[Params]) -> Params:
+    """Per-layer trees to the layout of ``params["blocks"]``."""
+    if definition.scanned:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return {layer_name(i): block for i, block in enumerate(blocks)}
+
+
+def layer_params(definition: Definition, params: Params, index: int) -> Params:
+    """The weights of one layer, whatever the layout."""
+    if definition.scanned:
+        return jax.tree.map(lambda leaf: leaf[index], params["blocks"])
+    return params["blocks"][layer_name(index)]
+
+
+def encode(
+    definition: Definition, params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"]
+) -> Cache:
+    """Runs a prefix for its keys and values.
+
+    Args:
+        tokens: right-padded ids; token ``i`` stands at position ``i``.
+        mask: true at real tokens.
+
+    Returns:
+        The cache of all layers. Of the last block only keys and values are computed.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
+    x = embed(definition, params, tokens)[:, None]
+    _, (keys, values) = _run(
+        definition, params, x, positions, mask[:, None], (), read=None, last_keys_only=True
+    )
+    drop_rows = functools.partial(jax.tree.map, lambda a: jnp.squeeze(a, axis=-4))
+    return Cache(drop_rows(keys), drop_rows(values), mask)
+
+
+def forward(
+    definition: Definition,
+    params: Params,
+    x: Float[Array, "B C T D"],
+    positions: Int[Array, "B C T"],
+    mask: Bool[Array, "B C T"],
+    caches: Sequence[Cache] = (),
+    read: Int[Array, "B C R"] | None = None,
+) -> Float[Array, "B C R D"]:
+    """Final hidden states (before the final norm) at the read positions.
+
+    Args:
+        x: embeddings of the tokens to run.
+        positions: their positions, counted over the whole prompt.
+        mask: true at real tokens. Token ``i`` sees real tokens ``j <= i`` and every real token of
+            the caches.
+        caches: what came before; shared by all rows ``C`` of an example.
+        read: indices into ``T``; in the last block only these get queries, attention and
+            feed-forward. All positions when None.
+    """
+    hidden, _ = _run(
+        definition, params, x, positions, mask, caches, read=read, last_keys_only=False
+    )
+    return hidden
+
+
+def embed(
+    definition: Definition, params: Params, tokens: Int[Array, "*batch"]
+) -> Float[Array, "*batch D"]:
+    """Token embeddings."""
+    return _trunk(definition, params).embed(tokens)
+
+
+def project(
+    definition: Definition, params: Params, hidden: Float[Array, "*batch D"]
+) -> Float[Array, "*batch N"]:
+    """Final norm and head: float32 scores of classes, or of the vocabulary."""
+    trunk = _trunk(definition, params)
+    return trunk.head(trunk.final_norm(hidden)).astype(jnp.float32)
+
+
+def last_real(mask: Bool[Array, "*batch T"]) -> Int[Array, "*batch"]:
+    """Index of the last real token of each row (0 for an empty row)."""
+    width = mask.shape[-1]
+    index = jnp.broadcast_to(jnp.arange(width), mask.shape)
+    return jnp.where(mask, index, 0).max(-1)
+
+
+def apply(
+    definition: Definition, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "..."]:
+    """Scores of whole token rows, padded on either side.
+
+    Positions count real tokens, so padding never moves a position.
+
+    Returns:
+        ``[B, N]`` class scores pooled at the last real token, or ``[B, T, V]`` next-token scores.
+    """
+    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)[:, None]
+    x = embed(definition, params, tokens)[:, None]
+    if definition.head == "lm":
+        hidden = forward(definition, params, x, positions, mask[:, None])
+        return project(definition, params, hidden[:, 0])
+    read = last_real(mask)[:, None, None]
+    hidden = forward(definition, params, x, positions, mask[:, None], read=read)
+    return project(definition, params, hidden[:, 0, 0])
+
+
+def _run(
+    definition: Definition,
+    params: Params,
+    x: Array,
+    positions: Array,
+    mask: Array,
+    caches: Sequence[Cache],
+    *,
+    read: Array | None,
+    last_keys_only: bool,
+) -> tuple[Array, tuple[Any, Any]]:
+    """The layer loop: all blocks but the last in one way, the last only where it is read."""
+    width = x.shape[2]
+    causal = jnp.tril(jnp.ones((width, width), bool))[None, None]
+    own_mask = causal & mask[:, :, None, :]  # [B, C, T, T]
+    read_mask = own_mask if read is None else gather_tokens(own_mask, read)
+    last = definition.config.layers - 1
+
+    def middle(x: Array, weights: Params, contexts: Sequence[Context]) -> tuple[Array, Any]:
+        return _block(definition, weights)(x, positions, own_mask, contexts, None)
+
+    if definition.remat:
+        middle = jax.checkpoint(middle)
+
+    if definition.scanned:
+        stacked = jax.tree.map(lambda leaf: leaf[:last], params["blocks"])
+        shared = [(cache.keys[:last], cache.values[:last]) for cache in caches]
+        masks = [cache.mask for cache in caches]
+
+        def body(x: Array, layer: Any) -> tuple[Array, Any]:
+            weights, pairs = layer
+            contexts = [Context(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
+            return middle(x, weights, contexts)
+
+        x, kept = jax.lax.scan(body, x, (stacked, shared))
+    else:
+        kept = []
+        for index in range(last):
+            contexts = [cache.layer(index) for cache in caches]
+            x, pair = middle(x, layer_params(definition, params, index), contexts)
+            kept.append(pair)
+
+    block = _block(definition, layer_params(definition, params, last))
+    if last_keys_only:
+        pair = block.keys_values(x, positions)
+    else:
+        contexts = [cache.layer(last) for cache in caches]
+        x, pair = block(x, positions, read_mask, contexts, read)
+    if definition.scanned:
+        keys, values = (
+            jnp.concatenate([some, one[None]]) for some, one in zip(kept, pair, strict=True)
+        )
+    else:
+        keys, values = zip(*kept, pair, strict=True)
+    return x, (keys, values)
+
+
+# NNX modules are split once into a graph definition and a plain tree; inside a trace the tree is
+# merged back, which costs tracing time only.
+
+
+def _block_module(definition: Definition, key: Array) -> nnx.Module:
+    return gpt_neox.GPTNeoXBlock(definition.config, definition.numerics, rngs=nnx.Rngs(key))
+
+
+def _trunk_module(definition: Definition, key: Array) -> nnx.Module:
+    return gpt_neox.GPTNeoXTrunk(
+        definition.config, definition.numerics, outputs=definition.outputs, rngs=nnx.Rngs(key)
+    )
+
+
+def _block_state(definition: Definition, key: Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(_block_module(definition, key), nnx.Param))
+
+
+def _trunk_state(definition: Definition, key: Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(_trunk_module(definition, key), nnx.Param))
+
+
+@functools.lru_cache(maxsize=64)
+def _graphs(definition: Definition) -> tuple[Any, Any]:
+    key = jax.random.key(0)
+    trunk, block = (
+        nnx.split(nnx.eval_shape(functools.partial(make, definition, key)))[0]
+        for make in (_trunk_module, _block_module)
+    )
+    return trunk, block
+
+
+def _block(definition: Definition, weights: Params) -> gpt_neox.GPTNeoXBlock:
+    return nnx.merge(_graphs(definition)[1], weights)
+
+
+def _trunk(definition: Definition, params: Params) -> gpt_neox.GPTNeoXTrunk:
+    weights = {name: params[name] for name in ("embed", "final_norm", "head")}
+    return nnx.merge(_graphs(definition)[0], weights)

@@ -1,0 +1,162 @@
+"""The victim: a definition, its weights on a mesh, and the tokenizer it reads with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from robustjax.data.batching import group_by_bucket, pad_rows
+from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
+from robustjax.models import transformer
+from robustjax.models.transformer import Definition, Params
+from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_shardings
+
+BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+"""Widths that token rows are padded to: few shapes, hence few compilations."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Victim:
+    """A model that can be asked and attacked.
+
+    Attributes:
+        name: the scaling point, or where the model came from.
+        family: models that share a tokenizer and a training recipe.
+        definition: the model's function.
+        params: its weights, laid out on ``mesh`` by ``rules``.
+        tokenizer: text to ids.
+        mesh: the devices.
+        rules: how named axes are split over the mesh.
+        batch_size: rows that are scored at once by ``logits``.
+    """
+
+    name: str
+    family: str
+    definition: Definition
+    params: Params
+    tokenizer: Tokenizer
+    mesh: Mesh
+    rules: AxisRules = AxisRules()
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.num_ids > self.definition.config.vocab:
+            raise UserError(
+                f"model {self.name}: its tokenizer has {self.tokenizer.num_ids} ids, its embedding "
+                f"only {self.definition.config.vocab} rows; give the tokenizer the model was made with"
+            )
+
+    @property
+    def num_params(self) -> int:
+        """Number of weights, embeddings and head included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def context(self) -> int:
+        """Longest prompt the model is meant for, in tokens."""
+        return self.definition.config.context
+
+    def with_params(self, params: Params) -> "Victim":
+        """The same victim with other weights."""
+        return dataclasses.replace(self, params=params)
+
+    def put_examples(self, tree: Any) -> Any:
+        """Places arrays on the mesh, their first axis split over examples."""
+
+        def put(x: Any) -> Array:
+            axes = ("examples",) + (None,) * (np.ndim(x) - 1)
+            return jax.device_put(x, named_sharding(self.mesh, self.rules, axes, np.shape(x)))
+
+        return jax.tree.map(put, tree)
+
+    def put_replicated(self, tree: Any) -> Any:
+        """Places arrays on every device of the mesh."""
+        return jax.device_put(tree, replicated(self.mesh))
+
+    def logits(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> Float[np.ndarray, "M N"]:
+        """Class scores of texts, read whole.
+
+        Args:
+            texts: the prompts.
+            progress: called with the number of texts done so far.
+
+        Raises:
+            UserError: for a text that is empty or longer than the context.
+        """
+        return self.logits_of_ids(self.tokenizer.encode(list(texts)), progress)
+
+    def logits_of_ids(
+        self, rows: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+    ) -> Float[np.ndarray, "M N"]:
+        """Class scores of token rows; see ``logits``."""
+        if self.definition.head != "classifier":
+            raise UserError(f"model {self.name} has a language-model head, not a classifier's")
+        check_lengths(rows, self.context)
+        out = np.zeros((len(rows), self.definition.num_classes), np.float32)
+        done = 0
+        for width, members in group_by_bucket([len(row) for row in rows], BUCKET_EDGES).items():
+            for start in range(0, len(members), self.batch_size):
+                chosen = members[start : start + self.batch_size]
+                filler = [chosen[-1]] * (self.batch_size - len(chosen))
+                ids, mask = pad_rows(
+                    [rows[i] for i in [*chosen, *filler]], width, self.tokenizer.pad_id
+                )
+                scores = apply(self.definition, self.params, *self.put_examples((ids, mask)))
+                out[chosen] = np.asarray(scores)[: len(chosen)]
+                done += len(chosen)
+                if progress is not None:
+                    progress(done)
+        return out
+
+
+def check_lengths(rows: Sequence[Sequence[int]], context: int) -> None:
+    """Raises UserError for the first row that is empty or longer than the context."""
+    for index, row in enumerate(rows):
+        if not 1 <= len(row) <= context:
+            raise UserError(
+                f"text {index} has {len(row)} tokens; between 1 and the model's context of {context} "
+                "are possible: shorten or drop it"
+            )
+
+
+@functools.partial(jax.jit, static_argnames=("definition",))
+def apply(
+    definition: Definition, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "..."]:
+    """``transformer.apply``, compiled."""
+    return transformer.apply(definition, params, tokens, mask)
+
+
+def param_shardings(definition: Definition, mesh: Mesh, rules: AxisRules) -> Any:
+    """The sharding of every weight."""
+    return tree_shardings(
+        mesh,
+        rules,
+        transformer.logical_axes(definition),
+        like=transformer.abstract_params(definition),
+    )
+
+
+def init_params(definition: Definition, seed: int, mesh: Mesh, rules: AxisRules) -> Params:
+    """Fresh weights, made in place on the mesh."""
+    make = jax.jit(
+        functools.partial(transformer.init, definition, seed),
+        out_shardings=param_shardings(definition, mesh, rules),
+    )
+    return make()
+
+
+def place_params(params: Params, definition: Definition, mesh: Mesh, rules: AxisRules) -> Params:
+    """Lays host weights out on the mesh."""
+    return jax.device_put(
+        jax.tree.map(jnp.asarray, params), param_shardings(definition, mesh, rules)
+    )

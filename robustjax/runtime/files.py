@@ -1,0 +1,120 @@
+"""Writing small files so that a reader never sees half of one."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from robustjax.errors import UserError
+
+StrPath = str | os.PathLike[str]
+
+
+def is_remote(path: StrPath) -> bool:
+    """Whether the path is in an object store (`gs://bucket/...`)."""
+    return "://" in os.fspath(path)
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Writes a file whole or not at all, and creates its folder.
+
+    On a local disk through a temporary neighbour, `fsync` and rename; in an object store a write is
+    atomic by itself.
+    """
+    if is_remote(path):
+        epath.Path(path).write_text(text)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _fsync_folder(target.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut, where the file system lets a folder be synced."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: StrPath, value: Any) -> None:
+    """Writes JSON atomically: sorted keys, indent 1, arrays as lists, NaN and infinity as null."""
+    text = json.dumps(plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def read_json(path: StrPath) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        text = epath.Path(path).read_text()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{os.fspath(path)}: no such file; check the path") from error
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{os.fspath(path)}: not a JSON file ({error}); delete it, or restore it from a copy"
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Turns a value into what JSON knows: arrays to lists, NaN and infinities to None.
+
+    Raises:
+        TypeError: a value or a key that JSON has no word for.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        wrong = [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]
+        if wrong:
+            raise TypeError(f"JSON keys are strings, not {wrong[0]!r} ({type(wrong[0]).__name__})")
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars, without importing either
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def check_writable(folder: StrPath, name: str = "workdir") -> None:
+    """Creates a folder and proves that files can be written there, before any compute is spent.
+
+    Raises:
+        UserError: when they cannot.
+    """
+    path = epath.Path(folder)
+    probe = path / f".write-test-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # object stores have exceptions of their own
+        raise UserError(
+            f"{name} {os.fspath(folder)}: no write permission "
+            f"({type(error).__name__}: {getattr(error, 'strerror', None) or error}); "
+            f"choose another --{name}"
+        ) from error

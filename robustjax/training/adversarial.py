@@ -1,0 +1,237 @@
+"""Adversarial training: rounds of attack, pool, resample, train (Howe et al. 2024, arXiv 2407.18213).
+
+Each round attacks fresh clean training examples with the victim as it stands, adds every attacked text
+to the pool with its true label, samples a training set from clean data and pool, trains on it, and
+stores the losses seen. A round owns a folder: ``attack_records.jsonl`` while it attacks, then ``model/``.
+The state after a round (weights, optimizer, pool losses, compute) is one checkpoint; the pool's texts
+are the rounds' records. Killed anywhere, the same call goes on and ends with the same bits.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robustjax.attacks.search import Attack, SearchConfig
+from robustjax.data.prompts import Example, Task
+from robustjax.errors import UserError
+from robustjax.evaluation.evaluate import accuracy, attack_examples
+from robustjax.evaluation.records import AttackRecord, read_records
+from robustjax.models.victim import Victim
+from robustjax.runtime.checkpoint import Checkpoints, save_params
+from robustjax.runtime.progress import Progress
+from robustjax.runtime.runlog import MetricsLog, Stopwatch
+from robustjax.training import loop
+from robustjax.training.loop import LabelledRows, TrainConfig, Trainer
+from robustjax.training.pool import (
+    PoolConfig,
+    RoundSample,
+    choose_to_attack,
+    round_rng,
+    sample_round,
+)
+from robustjax.training.schedule import AttackSchedule
+from robustjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """Settings of adversarial training.
+
+    Attributes:
+        attack: the training attack; each round replaces its number of iterations.
+        schedule: iterations of each round.
+        num_rounds: rounds of attack and training.
+        examples_per_round: clean training examples attacked in a round.
+        num_train: clean training examples to draw from; 0 takes all.
+        pool: how a round's training set is sampled.
+        train: optimizer and batches; ``epochs`` are passes over each round's set.
+        search: how the attack is cut into programs.
+    """
+
+    attack: Attack
+    schedule: AttackSchedule
+    num_rounds: int = 3
+    examples_per_round: int = 200
+    num_train: int = 0
+    pool: PoolConfig = PoolConfig()
+    train: TrainConfig = TrainConfig(epochs=1)
+    search: SearchConfig = SearchConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "examples_per_round"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        self.schedule.iterations(0, self.num_rounds)  # its rules are checked before anything runs
+        if self.train.optimizer.schedule != "constant":
+            raise UserError(
+                f"optimizer.schedule={self.train.optimizer.schedule!r}: the length of adversarial "
+                "training depends on the pool; use 'constant'"
+            )
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """Where a round (from 1) keeps its records and its model."""
+    return folder / "rounds" / f"{number:03d}"
+
+
+def train_adversarially(
+    victim: Victim, task: Task, config: AdversarialConfig, *, seed: int, folder: Path, label: str
+) -> tuple[Victim, dict[str, Any]]:
+    """Hardens a trained classifier.
+
+    Args:
+        victim: a trained classifier; its weights are not touched.
+        task: its training split is attacked and trained on, its validation split only evaluated on.
+        config: settings.
+        seed: keys the choice of examples, the attack and the order of batches.
+        folder: the run's own folder.
+        label: name on the progress line.
+
+    Returns:
+        The hardened victim and the summary with one entry a round.
+
+    Raises:
+        UserError: if a round wants more examples than there are.
+    """
+    clean = task.split("train")[: config.num_train or None]
+    if config.examples_per_round > len(clean):
+        raise UserError(
+            f"examples_per_round={config.examples_per_round} is more than the {len(clean)} training "
+            "examples; lower it"
+        )
+    clean_rows = LabelledRows.of_texts(victim, [e.text for e in clean], [e.label for e in clean])
+    step, state = loop.start(victim, config.train, num_steps=1)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    done, rounds, losses = 0, [], np.zeros(0)
+    if checkpoints.latest_step() is not None:
+        done, state, saved = checkpoints.restore(like=state)
+        rounds = saved["rounds"]
+        losses = np.array([np.inf if x is None else x for x in saved["losses"]])
+    pool: list[AttackRecord] = []
+    for number in range(1, done + 1):
+        pool += _attacked(read_records(round_folder(folder, number) / "attack_records.jsonl"))
+
+    watch = Stopwatch()
+    with (
+        watch.measure("seconds"),
+        MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
+        Progress(config.num_rounds, label, unit="rounds", done=done) as progress,
+    ):
+        for number in range(done + 1, config.num_rounds + 1):
+            current = victim.with_params(state.params)
+            here = round_folder(folder, number)
+            here.mkdir(parents=True, exist_ok=True)
+            chosen = choose_to_attack(
+                len(clean), config.examples_per_round, round_rng(seed, number, "attack")
+            )
+            attack = dataclasses.replace(
+                config.attack,
+                num_iterations=config.schedule.iterations(number - 1, config.num_rounds),
+            )
+            found, _ = attack_examples(
+                current,
+                [clean[i] for i in chosen],
+                task.chunk_kinds,
+                attack,
+                seed=seed,
+                config=config.search,
+                only_correct=False,
+                path=here / "attack_records.jsonl",
+                label=f"round {number} {attack.name}",
+            )
+            new = _attacked(found)
+            pool += new
+            losses = np.concatenate([losses, np.full(len(new), np.inf)])
+
+            sample = sample_round(config.pool, len(clean), losses, round_rng(seed, number))
+            texts, labels, sources = _training_set(clean, clean_rows, pool, sample, victim)
+            data = LabelledRows(texts, labels, victim.tokenizer.pad_id)
+            trainer = Trainer(victim, config.train, data, seed=seed)
+            state, seen, mean_loss = _train_round(
+                trainer, step, state, config.train.epochs, number, log
+            )
+            from_pool = sources >= 0
+            losses[sources[from_pool]] = seen[from_pool]
+
+            hardened = victim.with_params(state.params)
+            flops_attack = sum(record.flops_algorithmic for record in found)
+            flops_train = config.train.epochs * trainer.algorithmic_flops()
+            before = rounds[-1]["flops_total"] if rounds else 0
+            rounds.append(
+                {
+                    "round": number,
+                    "attack_iterations": attack.num_iterations,
+                    "attack_successes": sum(record.success for record in new),
+                    "num_attacked": len(new),
+                    "num_failures": len(found) - len(new),
+                    "num_adversarial": int(from_pool.sum()),
+                    "num_clean": int((~from_pool).sum()),
+                    "pool_size": len(pool),
+                    "flops_attack": flops_attack,
+                    "flops_train": flops_train,
+                    "flops_total": before + flops_attack + flops_train,
+                    "train_loss": mean_loss,
+                    "accuracy": accuracy(hardened, task.split("validation")),
+                }
+            )
+            save_params(
+                here / "model", state.params, {"name": victim.name, "family": victim.family}
+            )
+            saved_losses = [None if np.isinf(x) else float(x) for x in losses]
+            checkpoints.save(number, state, {"rounds": rounds, "losses": saved_losses})
+            progress.advance(note=f"accuracy {rounds[-1]['accuracy']:.3f}")
+    watch.write(folder)
+    summary = {
+        "kind": "advtrain",
+        "num_params": victim.num_params,
+        "trained_on": config.attack.name,
+        "num_rounds": config.num_rounds,
+        "rounds": rounds,
+    }
+    return victim.with_params(state.params), summary
+
+
+def _attacked(found: list[AttackRecord]) -> list[AttackRecord]:
+    """Records with an attacked text, successful or not, in the order of their example ids."""
+    attacked = [record for record in found if record.attacked_text is not None]
+    return sorted(attacked, key=lambda record: record.example_id)
+
+
+def _training_set(
+    clean: tuple[Example, ...],
+    clean_rows: LabelledRows,
+    pool: list[AttackRecord],
+    sample: RoundSample,
+    victim: Victim,
+) -> tuple[list[list[int]], list[int], np.ndarray]:
+    """Token rows, labels, and for each row its pool index (-1 for a clean one), in training order."""
+    adversarial = [pool[i] for i in sample.adversarial_indices]
+    rows = [clean_rows.rows[i] for i in sample.clean_indices]
+    rows += victim.tokenizer.encode([record.attacked_text for record in adversarial])
+    labels = [clean[i].label for i in sample.clean_indices]
+    labels += [record.label for record in adversarial]
+    sources = np.concatenate(
+        [np.full(len(sample.clean_indices), -1), np.asarray(sample.adversarial_indices)]
+    ).astype(int)
+    order = sample.order
+    return [rows[i] for i in order], [labels[i] for i in order], sources[order]
+
+
+def _train_round(
+    trainer: Trainer, step: Any, state: TrainState, epochs: int, number: int, log: MetricsLog
+) -> tuple[TrainState, Float[np.ndarray, " N"], float]:
+    """Trains on one round's set; returns the losses of the last pass and their mean."""
+    total = trainer.steps_per_epoch * epochs
+    with Progress(total, f"round {number} train") as progress:
+
+        def on_step(index: int, loss: float) -> None:
+            log.write(number, {"loss": loss})
+            progress.advance(note=f"loss {loss:.3f}")
+
+        for epoch in range(epochs):
+            # Batches of different rounds are shuffled differently.
+            state, seen = trainer.run_epoch(step, state, number * epochs + epoch, on_step)
+    return state, seen, float(seen.mean())

@@ -1,0 +1,124 @@
+"""Clean training of a classifier: from fresh or loaded weights to a saved model.
+
+A run owns a folder: ``checkpoints/`` (the newest state), ``metrics.jsonl``, and at the end ``model/`` and
+``summary.json``. Killed anywhere, the same call goes on and ends with the same bits: batches depend on
+(seed, epoch) alone, and what was logged after the last checkpoint is logged again.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+
+from robustjax.data.prompts import Example, Task
+from robustjax.evaluation.evaluate import accuracy
+from robustjax.models.victim import Victim
+from robustjax.runtime.checkpoint import Checkpoints, load_params, save_params
+from robustjax.runtime.progress import Progress
+from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
+from robustjax.training.loop import LabelledRows, TrainConfig, Trainer, start
+from robustjax.training.optimizer import learning_rate_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of clean training.
+
+    Attributes:
+        train: optimizer, batches, epochs.
+        num_train: training examples, from the start of the task's shuffled split; 0 takes all.
+        checkpoint_every: steps between checkpoints within an epoch (each epoch ends with one).
+    """
+
+    train: TrainConfig = TrainConfig()
+    num_train: int = 0
+    checkpoint_every: int = 500
+
+
+def labelled_rows(victim: Victim, examples: tuple[Example, ...]) -> LabelledRows:
+    """Clean examples as training rows."""
+    return LabelledRows.of_texts(victim, [e.text for e in examples], [e.label for e in examples])
+
+
+def finetune(
+    victim: Victim, task: Task, config: FinetuneConfig, *, seed: int, folder: Path, label: str
+) -> tuple[Victim, dict[str, Any]]:
+    """Trains on the task's training split and saves the model.
+
+    Args:
+        victim: where to start from; its weights are not touched.
+        task: its validation split is only evaluated on.
+        config: settings.
+        seed: order of the batches.
+        folder: the run's own folder.
+        label: name on the progress line.
+
+    Returns:
+        The trained victim and the summary.
+    """
+    examples = task.split("train")
+    data = labelled_rows(victim, examples[: config.num_train or None])
+    trainer = Trainer(victim, config.train, data, seed=seed)
+    per_epoch, epochs = trainer.steps_per_epoch, config.train.epochs
+    step, state = start(victim, config.train, per_epoch * epochs)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    done = checkpoints.latest_step() or 0
+    if done:
+        done, state, _ = checkpoints.restore(like=state)
+    learning_rate = learning_rate_schedule(config.train.optimizer, per_epoch * epochs)
+    watch = Stopwatch()
+    with (
+        watch.measure("seconds"),
+        MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
+        Progress(per_epoch * epochs, label, done=done) as progress,
+    ):
+        for epoch in range(done // per_epoch, epochs):
+            base = epoch * per_epoch
+
+            def on_step(number: int, loss: float, base: int = base) -> None:
+                rate = float(learning_rate(base + number - 1))
+                log.write(base + number, {"loss": loss, "learning_rate": rate})
+                progress.advance(note=f"loss {loss:.3f}")
+
+            def save(number: int, state: Any, base: int = base) -> None:
+                checkpoints.save(base + number, state, {})
+
+            state, _ = trainer.run_epoch(
+                step,
+                state,
+                epoch,
+                on_step,
+                first=done - base if base <= done else 0,
+                save=save,
+                save_every=config.checkpoint_every,
+            )
+            trained = victim.with_params(state.params)
+            share = accuracy(trained, task.split("validation"))
+            log.write(base + per_epoch, {"epoch": epoch + 1, "validation_accuracy": share})
+            checkpoints.save(base + per_epoch, state, {})
+    trained = victim.with_params(state.params)
+    save_params(folder / "model", state.params, {"name": victim.name, "family": victim.family})
+    accuracies = [
+        line["validation_accuracy"]
+        for line in read_metrics(folder / "metrics.jsonl")
+        if "validation_accuracy" in line
+    ]
+    summary = {
+        "kind": "finetune",
+        "num_params": victim.num_params,
+        "num_train": len(data.rows),
+        "num_validation": len(task.validation),
+        "epochs": epochs,
+        "steps": per_epoch * epochs,
+        "validation_accuracy": accuracies[-1],
+        "flops_algorithmic": epochs * trainer.algorithmic_flops(),
+        "flops_executed": epochs * trainer.executed_flops(),
+    }
+    watch.write(folder)
+    return trained, summary
+
+
+def load_trained(victim: Victim, folder: Path) -> Victim:
+    """The victim with the weights that a run saved in ``folder/model``."""
+    params, _ = load_params(folder / "model", like=victim.params)
+    return victim.with_params(params)

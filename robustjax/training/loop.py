@@ -1,0 +1,202 @@
+"""Running a train step over a set of labelled texts, epoch by epoch, in a replayable order."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from robustjax.data.batching import FILLER, Batch, length_bucketed_batches, pad_rows
+from robustjax.errors import UserError
+from robustjax.evaluation import flops
+from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
+from robustjax.training.optimizer import OptimizerConfig, make_optimizer
+from robustjax.training.step import (
+    TrainBatch,
+    TrainState,
+    TrainStep,
+    accumulate_gradients,
+    init_state,
+    make_train_step,
+    put_batch,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How weights are fitted to labelled texts.
+
+    Attributes:
+        epochs: passes over the texts.
+        batch_size: rows of one update, on any number of devices.
+        microbatch_size: rows whose gradients are taken at once; divides ``batch_size``.
+        optimizer: optimizer and schedule.
+        edges: widths that rows are padded to.
+    """
+
+    epochs: int = 3
+    batch_size: int = 8
+    microbatch_size: int = 8
+    optimizer: OptimizerConfig = OptimizerConfig()
+    edges: tuple[int, ...] = BUCKET_EDGES
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "microbatch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.microbatch_size:
+            raise UserError(
+                f"microbatch_size={self.microbatch_size} does not divide "
+                f"batch_size={self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledRows:
+    """Tokenised texts with their labels.
+
+    Attributes:
+        rows: ids of each text, unpadded.
+        labels: ``[N]`` true classes.
+        pad_id: the id to pad with.
+    """
+
+    rows: Sequence[Sequence[int]]
+    labels: Sequence[int]
+    pad_id: int
+
+    @classmethod
+    def of_texts(
+        cls, victim: Victim, texts: Sequence[str], labels: Sequence[int]
+    ) -> "LabelledRows":
+        """Tokenises texts for a victim; UserError if one does not fit its context."""
+        rows = victim.tokenizer.encode(list(texts))
+        check_lengths(rows, victim.context)
+        return cls(rows, list(labels), victim.tokenizer.pad_id)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of all texts."""
+        return sum(len(row) for row in self.rows)
+
+
+class Trainer:
+    """A compiled step and the order of batches; the caller keeps the state.
+
+    Attributes:
+        steps_per_epoch: updates of one epoch.
+    """
+
+    def __init__(self, victim: Victim, config: TrainConfig, data: LabelledRows, *, seed: int):
+        """Fixes the batches of every epoch, and with them the length of the schedule."""
+        self._victim, self._config, self._data, self._seed = victim, config, data, seed
+        self._lengths = [len(row) for row in data.rows]
+        self.steps_per_epoch = len(self._batches(0))
+
+    def _batches(self, epoch: int) -> list[Batch]:
+        config = self._config
+        return length_bucketed_batches(
+            self._lengths, config.edges, config.batch_size, self._seed, epoch
+        )
+
+    def make_batch(self, width: int, indices: np.ndarray) -> TrainBatch:
+        """The arrays of one batch, cut into microbatches."""
+        data, config = self._data, self._config
+        real = np.where(indices == FILLER, 0, indices)
+        tokens, mask = pad_rows([data.rows[i] for i in real], width, data.pad_id)
+        label = np.array([data.labels[i] for i in real], np.int32)
+        weight = (indices != FILLER).astype(np.float32)
+        parts = config.batch_size // config.microbatch_size
+        return TrainBatch(
+            *(x.reshape(parts, -1, *x.shape[1:]) for x in (tokens, mask, label, weight))
+        )
+
+    def run_epoch(
+        self,
+        step: TrainStep,
+        state: TrainState,
+        epoch: int,
+        log: Callable[[int, float], None],
+        *,
+        first: int = 0,
+        save: Callable[[int, TrainState], None] | None = None,
+        save_every: int = 0,
+    ) -> tuple[TrainState, Float[np.ndarray, " N"]]:
+        """Runs the batches of an epoch from the ``first`` on.
+
+        Losses are fetched one step late, so that the device does not wait for the host.
+
+        Args:
+            log: called with each step's number within the epoch (from 1) and mean loss.
+            save: called with the number of steps done and the state, every ``save_every`` steps
+                but not at the end of the epoch.
+
+        Returns:
+            The state, and each text's loss as it was when its batch came (NaN for texts of batches
+            before ``first``).
+
+        Raises:
+            FloatingPointError: when a loss is not finite; it names the step and the texts.
+        """
+        losses = np.full(len(self._data.rows), np.nan)
+        batches = self._batches(epoch)
+        pending: tuple[int, Any] | None = None
+
+        def settle() -> None:
+            if pending is None:
+                return
+            number, rows = pending
+            indices, values = batches[number - 1].indices, np.asarray(rows).reshape(-1)
+            real = indices != FILLER
+            losses[indices[real]] = values[real]
+            if not np.isfinite(values[real]).all():
+                raise FloatingPointError(
+                    f"step {number} of epoch {epoch + 1}: the loss is not finite "
+                    f"(texts {indices[real].tolist()}); lower the learning rate"
+                )
+            log(number, float(values[real].mean()))
+
+        for number in range(first + 1, len(batches) + 1):
+            batch = batches[number - 1]
+            arrays = put_batch(self._victim, self.make_batch(batch.width, batch.indices))
+            state, rows = step(state, arrays)
+            settle()
+            pending = (number, rows)
+            if (
+                save is not None
+                and save_every
+                and number % save_every == 0
+                and number < len(batches)
+            ):
+                settle()
+                pending = None
+                save(number, state)
+        settle()
+        return state, losses
+
+    def algorithmic_flops(self) -> int:
+        """FLOPs of one epoch by the paper's convention."""
+        return flops.training_flops(self._victim.num_params, self._data.num_tokens)
+
+    def executed_flops(self) -> int:
+        """FLOPs of one epoch's dot products, padding and all."""
+        count: dict[int, int] = {}
+        for batch in self._batches(0):
+            count[batch.width] = count.get(batch.width, 0) + 1
+        gradients = functools.partial(accumulate_gradients, self._victim.definition)
+        filler = np.full(self._config.batch_size, FILLER, np.int32)
+        return sum(
+            number
+            * flops.executed_flops(gradients, self._victim.params, self.make_batch(width, filler))
+            for width, number in count.items()
+        )
+
+
+def start(victim: Victim, config: TrainConfig, num_steps: int) -> tuple[TrainStep, TrainState]:
+    """The compiled step of a run of ``num_steps`` updates, and the state before the first."""
+    stacked = {"blocks"} if victim.definition.scanned else set()
+    optimizer = make_optimizer(config.optimizer, num_steps, stacked)
+    state = init_state(victim, optimizer)
+    return make_train_step(victim, optimizer, state), state

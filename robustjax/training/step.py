@@ -1,0 +1,103 @@
+"""One training step: accumulated gradients, one update; jitted, donated, sharded.
+
+The effective batch is the config's on any number of devices: it is cut into microbatches whose
+gradients are summed before the one update.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from robustjax.models import transformer
+from robustjax.models.transformer import Definition, Params
+from robustjax.models.victim import Victim
+from robustjax.runtime.mesh import named_sharding
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        params: the weights.
+        opt_state: the optimizer's state.
+        step: updates made so far.
+    """
+
+    params: Params
+    opt_state: Any
+    step: Int[Array, ""]
+
+
+class TrainBatch(NamedTuple):
+    """``M`` microbatches of ``B`` rows of one bucket; filler rows have weight 0."""
+
+    tokens: Int[Array, "M B T"]
+    mask: Bool[Array, "M B T"]
+    label: Int[Array, "M B"]
+    weight: Float[Array, "M B"]
+
+
+TrainStep = Callable[[TrainState, TrainBatch], tuple[TrainState, Float[Array, "M B"]]]
+
+
+def init_state(victim: Victim, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the optimizer's arrays are laid out as the weights are."""
+    # A copy: the step donates its state, and the victim's weights must outlive it.
+    params = jax.tree.map(jnp.copy, victim.params)
+    opt_state = jax.jit(optimizer.init)(params)
+    return TrainState(params, opt_state, victim.put_replicated(jnp.int32(0)))
+
+
+def make_train_step(
+    victim: Victim, optimizer: optax.GradientTransformation, state: TrainState
+) -> TrainStep:
+    """Compiles the step for this victim's definition and mesh.
+
+    Returns:
+        A function from state and batch to the new state and every row's loss (nats, before the
+        update). It donates the state.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Array]:
+        gradients, losses = accumulate_gradients(victim.definition, state.params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), losses
+
+    return step
+
+
+def accumulate_gradients(
+    definition: Definition, params: Params, batch: TrainBatch
+) -> tuple[Params, Float[Array, "M B"]]:
+    """Gradient of the mean loss over all microbatches, and every row's loss."""
+    total_weight = jnp.maximum(batch.weight.sum(), 1.0)
+
+    def one(gradients: Params, micro: TrainBatch) -> tuple[Params, Array]:
+        def loss(params: Params) -> tuple[Array, Array]:
+            logits = transformer.apply(definition, params, micro.tokens, micro.mask)
+            rows = optax.softmax_cross_entropy_with_integer_labels(logits, micro.label)
+            return (rows * micro.weight).sum() / total_weight, rows
+
+        new, rows = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(jnp.add, gradients, new), rows
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(one, zeros, batch)
+
+
+def put_batch(victim: Victim, batch: TrainBatch) -> TrainBatch:
+    """Places a host batch on the mesh, rows split over the batch axes."""
+
+    def put(x: Any) -> Array:
+        axes = (None, "batch") + (None,) * (x.ndim - 2)
+        return jax.device_put(x, named_sharding(victim.mesh, victim.rules, axes, x.shape))
+
+    return jax.tree.map(put, batch)

@@ -1,0 +1,48 @@
+"""The strict setting every test runs in: four CPU devices, no network, no silent broadcasting."""
+
+import os
+
+# Before anything imports jax or transformers.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+
+from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog while it rains in the mountains.",
+    "Please send the report before Friday; the meeting was moved to half past nine.",
+    "Win a free prize now! Click the link below and enter your account number.",
+    "A scaling law relates the loss of a model to its size and to the compute spent.",
+    "Zürich, naïve café — «déjà vu» 北京 😀 1,234.56 € \t tabs and\r\nnew lines.",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Programs are shared by the workers and with the next run. Subprocesses that tests kill do not
+    # use it: a killed writer could leave half a program behind.
+    jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def key():
+    """A PRNG key; split it for more than one draw."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level tokenizer with 512 ids, trained on a few sentences and generated prompts."""
+    # Here, not above: jaxtyping's import hook must come first.
+    from robustjax.data.tasks import TaskConfig, load_task
+    from robustjax.data.tokens import train_byte_bpe
+
+    task = load_task(TaskConfig("word_length", num_train=200, num_validation=1))
+    return train_byte_bpe([*SENTENCES, *(example.text for example in task.train)], vocab_size=512)
