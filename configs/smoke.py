@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 from configs.points import NANO
 
+# Widths that token rows are padded to. Prompts of the generated tasks have 41 to 60 tokens.
+EDGES = (52, 64, 128, 256, 512, 1024)
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The study.
@@ -52,9 +55,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _point(row: dict, generated: bool) -> dict:
-    train = {"batch_size": 32, "microbatch_size": 32}
+    train = {"batch_size": 8, "microbatch_size": 8, "edges": EDGES}
     optimizer = {"name": "adafactor", "learning_rate": row["learning_rate"], "warmup_steps": 50}
-    search = {"batch_size": 16}
+    search = {"batch_size": 16, "edges": EDGES}
 
     def advtrain(attack: dict, start: int, end: int) -> dict:
         return {
@@ -70,10 +73,10 @@ def _point(row: dict, generated: bool) -> dict:
             },
             "train": {
                 **train,
-                "epochs": 2,
+                "epochs": 1,
                 "optimizer": {
                     "name": "adafactor",
-                    "learning_rate": row["learning_rate"] / 4,
+                    "learning_rate": row["learning_rate"] / 3,
                     "schedule": "constant",
                 },
             },

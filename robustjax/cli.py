@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from robustjax.errors import UserError
 
@@ -36,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in _COMMANDS:
             raise UserError(f"no command {command!r}; known: {', '.join(_COMMANDS)}")
+        if "--help" in rest or "-h" in rest:
+            print(_OVERVIEW, end="")
+            return 0
         return _COMMANDS[command](rest)
     except UserError as error:
-        print(f"robustjax {command}: {error}", file=sys.stderr)
+        print(f"robustjax {command}: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"robustjax {command}: interrupted; the same command goes on", file=sys.stderr)
@@ -49,7 +52,11 @@ def _study(arguments: list[str]) -> int:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "the study", flag_values=values)
     flags.DEFINE_string("workdir", None, "where everything goes", flag_values=values)
-    _parse(values, arguments, required=("config", "workdir"))
+    unexpected = _parse(values, arguments, required=("config", "workdir"))
+    if unexpected:
+        raise UserError(f"{unexpected[0]!r} is no flag; did you mean --workdir={unexpected[0]}?")
+    if not isinstance(values.config, ConfigDict):
+        raise UserError("--config: its get_config must return an ml_collections.ConfigDict")
     # After parsing, so that a mistake in a flag costs no time.
     from robustjax.settings import build
     from robustjax.study import StudyConfig, run_study
@@ -73,14 +80,12 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(
-    values: flags.FlagValues, arguments: list[str], required: Sequence[str]
-) -> list[str]:
+def _parse(values: flags.FlagValues, arguments: list[str], required: Sequence[str]) -> list[str]:
     """Parses flags (and with them the config file); returns what is no flag.
 
     A config file is code of the user's: whatever it raises becomes one line.
     """
-    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), None)
+    path = _config_path(arguments)
     if path is not None:
         file = Path(path.split(":", 1)[0])
         if not file.is_file():
@@ -93,16 +98,26 @@ def _parse(
             if not getattr(values, name):
                 raise UserError(f"--{name} is missing")
     except flags.Error as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(str(error)) from error
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{type(error).__name__} in the config: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        what = str(error).strip("'\"")
+        raise UserError(f"{type(error).__name__} in the config: {what}") from error
     return rest
 
 
+def _config_path(arguments: list[str]) -> str | None:
+    """What stands behind ``--config=`` or ``--config``."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, has_value, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if has_value else following
+    return None
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).strip("'\"").split())
+    return " ".join(str(error).split())
 
 
 def _use_compilation_cache(workdir: str) -> None:

@@ -1,20 +1,127 @@
-"""From a config (nested mappings) to the frozen dataclasses that library code takes.
+"""The settings of a study, and how they are built from a config (nested mappings).
 
-Every field is checked by name and type before anything runs; a mistake is one line that names the
-field as it is written on the command line.
+Every field is checked by name, type and value before anything runs; a mistake is one line that
+names the field as it is written on the command line.
 """
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from robustjax.attacks.search import ATTACKS, Attack
+from robustjax.attacks.search import ATTACKS, Attack, SearchConfig
+from robustjax.data.tasks import TaskConfig
 from robustjax.errors import UserError
+from robustjax.evaluation import evaluate
+from robustjax.models import registry
+from robustjax.runtime.mesh import MeshConfig
+from robustjax.training.adversarial import AdversarialConfig
+from robustjax.training.finetune import FinetuneConfig
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class PointConfig:
+    """How one scaling point is run.
+
+    Attributes:
+        finetune: clean training.
+        advtrain: adversarial training by name of the run (usually the training attack).
+        search: how evaluation attacks are cut into programs.
+    """
+
+    finetune: FinetuneConfig
+    advtrain: dict[str, AdversarialConfig]
+    search: SearchConfig = SearchConfig()
+
+    def __post_init__(self) -> None:
+        _check_names("advtrain", self.advtrain)
+
+    def check_edges_reach(self, name: str, context: int) -> None:
+        """Raises UserError unless every prompt that fits the context fits some bucket."""
+        edges = {"finetune.train": self.finetune.train.edges, "search": self.search.edges}
+        for run, settings in self.advtrain.items():
+            edges[f"advtrain.{run}.train"] = settings.train.edges
+            edges[f"advtrain.{run}.search"] = settings.search.edges
+        for field, widths in edges.items():
+            if widths[-1] < context:
+                raise UserError(
+                    f"points.{name}.{field}.edges={widths} end below the model's context of "
+                    f"{context} tokens; add a wider bucket"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured.
+
+    Attributes:
+        attacks: evaluation attacks by name.
+        every_round: names of attacks that are run after every round of the training attack of the
+            same name; all attacks are run before hardening, and all after the last round.
+        num_examples: correctly answered validation examples to attack.
+        min_accuracy: least clean accuracy that makes robustness worth measuring; below it the
+            study stops.
+        seed: seed of the evaluation attacks.
+    """
+
+    attacks: dict[str, Attack]
+    every_round: tuple[str, ...] = ("gcg",)
+    num_examples: int = 64
+    min_accuracy: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise UserError("attacks is empty; name at least one attack")
+        _check_names("attacks", self.attacks)
+        for name in self.every_round:
+            if name not in self.attacks:
+                raise UserError(f"every_round: {name!r} is not in evaluation.attacks")
+        if self.num_examples < 1:
+            raise UserError(f"num_examples={self.num_examples} must be at least 1")
+        if not 0 <= self.min_accuracy <= 1:
+            raise UserError(f"min_accuracy={self.min_accuracy} is not a share; use 0 to 1")
+        _check_seed("seed", self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """A miniature or a full scaling study.
+
+    Attributes:
+        task: the data.
+        points: how each scaling point is run, by name, smallest first.
+        evaluation: what is measured.
+        seeds: seeds of training; each is a full column of the study.
+        mesh: devices.
+    """
+
+    task: TaskConfig
+    points: dict[str, PointConfig]
+    evaluation: EvaluationConfig
+    seeds: tuple[int, ...] = (0,)
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise UserError("points is empty; name at least one scaling point")
+        for name in self.points:
+            if registry.scaling_point(name).hub_name:
+                raise UserError(
+                    f"points: {name} needs its published weights, which a study cannot load yet; "
+                    "use the nano-* ladder"
+                )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds={self.seeds}: give at least one, and none twice")
+        for seed in self.seeds:
+            _check_seed("seeds", seed)
+        for name, point in self.points.items():
+            point.check_edges_reach(name, registry.scaling_point(name).config.context)
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
@@ -49,11 +156,26 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
 
 def build_attack(values: Mapping[str, Any], path: str) -> Attack:
     """Builds the settings of the attack that ``values["name"]`` names."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path}={values!r} is no attack; give its name and settings")
     rest = dict(values)
     name = rest.pop("name", None)
-    if name not in ATTACKS:
+    if not isinstance(name, str) or name not in ATTACKS:
         raise UserError(f"{path}.name={name!r} is no attack; known: {', '.join(ATTACKS)}")
     return build(ATTACKS[name], rest, path)
+
+
+def describe(value: Any) -> Any:
+    """Turns settings back into the nested mappings that `build` takes, defaults filled in."""
+    if isinstance(value, Attack):
+        return evaluate.describe(value)
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {key: describe(item) for key, item in value.items()}
+    return value
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -78,7 +200,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     wanted = origin or hint
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise UserError(
-            f"{path}={value!r} is {type(value).__name__}, expected {getattr(wanted, '__name__', wanted)}"
+            f"{path}={value!r} is {type(value).__name__}, "
+            f"expected {getattr(wanted, '__name__', wanted)}"
         )
     return value
 
@@ -86,3 +209,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 def _suggestion(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _check_names(field: str, names: Iterable[str]) -> None:
+    """Raises UserError for a name that cannot be a folder's, or that means "not hardened"."""
+    for name in names:
+        if name == "none" or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{field}: {name!r} cannot be a name; use letters, digits, _, - and .")
+
+
+def _check_seed(field: str, seed: int) -> None:
+    """Raises UserError for a seed that the random generators do not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{field}: {seed} is no seed; use 0 to {2**32 - 1}")

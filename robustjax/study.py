@@ -3,27 +3,34 @@
     tokenizer -> per scaling point and seed: fine-tune -> attack -> adversarial rounds (one run for
     each training attack) -> attack every round -> report
 
-A stage owns a folder below the workdir, names in its hash everything that defines its result (its own
-settings and, through the hash, those of the stages before it), and is skipped when it is done. Meshes,
-paths and checkpoint intervals are outside the hash.
+A stage owns a folder below the workdir, names in its hash everything that defines its result (its
+own settings and, through the hash, those of the stages before it), and is skipped when it is done.
+Meshes, paths, checkpoint intervals and the bar for accuracy are outside the hash. The study itself
+is a stage too, made of all the others, so that a workdir belongs to one study.
 """
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from robustjax.analysis.report import write_report
-from robustjax.attacks.search import Attack, SearchConfig
+from robustjax.analysis.stages import UNDEFENDED
+from robustjax.attacks.search import module_of
+from robustjax.data.lengths import fit
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task
 from robustjax.data.tokens import Tokenizer, train_byte_bpe
 from robustjax.errors import UserError
-from robustjax.evaluation import evaluate, records
-from robustjax.models import registry, victim as victims
+from robustjax.evaluation import records
+from robustjax.evaluation.evaluate import attack_examples
+from robustjax.models import registry
+from robustjax.models import victim as victims
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
-from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
+from robustjax.runtime.mesh import AxisRules, make_mesh
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import (
     check_writable,
@@ -34,79 +41,12 @@ from robustjax.runtime.runlog import (
     write_manifest,
 )
 from robustjax.runtime.stages import Stage
+from robustjax.settings import PointConfig, StudyConfig, describe
 from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
 from robustjax.training.finetune import FinetuneConfig, finetune, load_trained
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a hashed leaf changes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PointConfig:
-    """How one scaling point is run.
-
-    Attributes:
-        finetune: clean training.
-        advtrain: adversarial training by name of the run (usually the training attack).
-        search: how evaluation attacks are cut into programs.
-    """
-
-    finetune: FinetuneConfig
-    advtrain: dict[str, AdversarialConfig]
-    search: SearchConfig = SearchConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured.
-
-    Attributes:
-        attacks: evaluation attacks by name.
-        every_round: names of attacks that are run after every round of the training attack of the
-            same name; all attacks are run before hardening, and all after the last round.
-        num_examples: correctly answered validation examples to attack.
-        min_accuracy: least clean accuracy that makes robustness worth measuring; below it the
-            study stops.
-        seed: seed of the evaluation attacks.
-    """
-
-    attacks: dict[str, Attack]
-    every_round: tuple[str, ...] = ("gcg",)
-    num_examples: int = 64
-    min_accuracy: float = 0.0
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """A miniature or a full scaling study.
-
-    Attributes:
-        task: the data.
-        points: how each scaling point is run, by name, smallest first.
-        evaluation: what is measured.
-        seeds: seeds of training; each is a full column of the study.
-        mesh: devices.
-    """
-
-    task: TaskConfig
-    points: dict[str, PointConfig]
-    evaluation: EvaluationConfig
-    seeds: tuple[int, ...] = (0,)
-    mesh: MeshConfig = MeshConfig()
-
-    def __post_init__(self) -> None:
-        if not self.points:
-            raise UserError("points is empty; name at least one scaling point")
-        for name in self.points:
-            if registry.scaling_point(name).hub_name:
-                raise UserError(
-                    f"points: {name} needs its published weights, which a study cannot load yet; "
-                    "use the nano-* ladder"
-                )
-        for name in self.evaluation.every_round:
-            if name not in self.evaluation.attacks:
-                raise UserError(f"evaluation.every_round: {name!r} is not in evaluation.attacks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,19 +79,23 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
     """
     folder = Path(workdir)
     check_writable(folder)
-    task = load_task(config.task)
-    stages = _Planner(config, task, folder).plan()
+    planner = _Planner(config, load_task(config.task), folder)
+    stages = planner.plan()
     todo = [planned for planned in stages if not planned.stage.is_done()]
+    whole = Stage(str(folder), config_hash(planner.leaves, SCHEMA_VERSION), planner.leaves)
+    whole.is_done()  # raises when the workdir is another study's
     report = stages[-1].folder / "index.html"
     if not todo:
-        print(f"study: all {len(stages)} stages are done already; nothing to do")
+        _say(f"study: all {len(stages)} stages are done already; nothing to do")
         return report
+    whole.start()
     write_manifest(
         folder,
-        config=dataclasses.asdict(config),
-        config_hash=stages[-1].stage.config_hash,
+        config=describe(config),
+        config_hash=whole.config_hash,
         seeds={"evaluation": config.evaluation.seed}
         | {f"training_{i}": seed for i, seed in enumerate(config.seeds)},
+        extra={"data": planner.task.source},
     )
     with Progress(len(stages), "study", unit="stages", done=len(stages) - len(todo)) as progress:
         for planned in todo:
@@ -160,27 +104,85 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
             planned.run(planned.folder)
             planned.stage.finish()
             progress.advance()
+    whole.finish()
     return report
+
+
+def _say(line: str) -> None:
+    """Tells the user; stdout is kept for the path of the result."""
+    print(line, file=sys.stderr)
 
 
 class _Planner:
     """Lists the stages; a stage knows the ones it stands on by their hashes."""
 
     def __init__(self, config: StudyConfig, task: Task, workdir: Path):
-        self._config, self._task, self._workdir = config, task, workdir
+        self._config, self._workdir = config, workdir
+        self._all_of_task, self.task = task, task
+        self._check_data(task)
         self._mesh = make_mesh(config.mesh)
         self._rules = AxisRules()
         self._stages: list[PlannedStage] = []
 
     def plan(self) -> list[PlannedStage]:
-        """All stages in the order in which they run."""
-        tokenizer = self._add("tokenizer", {"vocab": registry.NANO_VOCAB}, self._train_tokenizer)
+        """All stages in the order in which they run; nothing is written yet.
+
+        Raises:
+            UserError: examples that do not fit, a task too small for the settings, or a point
+                that was trained already and does not reach `min_accuracy`.
+        """
+        tokenizer = self._add("tokenizer", {"vocab": registry.NANO_VOCAB}, self._save_tokenizer)
+        self._tokenizer = (
+            Tokenizer.load(tokenizer.folder)
+            if tokenizer.stage.is_done()
+            else self._train_tokenizer()
+        )
+        self._leave_out_what_is_too_long()
         for point, settings in self._config.points.items():
             for seed in self._config.seeds:
                 self._add_point(point, settings, seed, tokenizer)
-        hashes = [planned.stage.config_hash for planned in self._stages]
-        self._add("report", {"stages": hashes}, self._report)
+        self._add("report", {"stages": self.leaves}, self._report)
         return self._stages
+
+    @property
+    def leaves(self) -> dict[str, Any]:
+        """What defines the study: the hashes of its stages."""
+        return {planned.name: planned.stage.config_hash for planned in self._stages}
+
+    def _check_data(self, task: Task) -> None:
+        """What the settings ask of the data; checked before anything is computed."""
+        evaluation = self._config.evaluation
+        num_validation, num_train = len(task.split("validation")), len(task.split("train"))
+        if evaluation.num_examples > num_validation:
+            raise UserError(
+                f"evaluation.num_examples={evaluation.num_examples} is more than the "
+                f"{num_validation} validation examples; lower it, or raise task.num_validation"
+            )
+        for point, settings in self._config.points.items():
+            parts: dict[str, FinetuneConfig | AdversarialConfig] = {"finetune": settings.finetune}
+            parts |= {f"advtrain.{name}": one for name, one in settings.advtrain.items()}
+            for field, part in parts.items():
+                try:
+                    part.check(num_train)
+                except UserError as error:
+                    raise UserError(f"points.{point}.{field}: {error}") from error
+
+    def _leave_out_what_is_too_long(self) -> None:
+        config = self._config
+        attacks = list(config.evaluation.attacks.values())
+        for settings in config.points.values():
+            attacks += [one.attack for one in settings.advtrain.values()]
+        context = min(registry.scaling_point(name).config.context for name in config.points)
+        room = context - max(module_of(attack).slot_width(attack) for attack in attacks)
+        positions = [attack.position for attack in attacks]
+        self.task = fit(self.task, self._tokenizer, room, config.task.too_long, positions)
+        dropped = self.task.source["dropped_too_long"]
+        if any(dropped.values()):
+            _say(
+                f"study: dropped {dropped['train']} training and {dropped['validation']} "
+                f"validation examples of more than {room} tokens"
+            )
+            self._check_data(self.task)
 
     def _add(
         self,
@@ -190,14 +192,12 @@ class _Planner:
         upstream: PlannedStage | None = None,
     ) -> PlannedStage:
         leaves = {
-            "task": _task_leaves(self._config.task, self._task),
+            "task": _task_leaves(self._config.task, self.task),
             "upstream": upstream.stage.config_hash if upstream else "",
             **leaves,
         }
         digest = config_hash(leaves, SCHEMA_VERSION)
-        planned = PlannedStage(
-            name, Stage(str(self._workdir / name), digest, leaves), leaves, run
-        )
+        planned = PlannedStage(name, Stage(str(self._workdir / name), digest, leaves), leaves, run)
         self._stages.append(planned)
         return planned
 
@@ -216,13 +216,21 @@ class _Planner:
             lambda folder: self._finetune(folder, point, settings, seed),
             tokenizer,
         )
+        if trained.stage.is_done():
+            self._check_accuracy(point, seed)
         for name in evaluation.attacks:
-            self._add_attack(point, settings, seed, name, trained, "none", 0)
+            self._add_attack(point, settings, seed, name, trained, UNDEFENDED, 0)
         for trained_on, advtrain in settings.advtrain.items():
             hardened = self._add(
                 f"advtrain/{who}/{trained_on}",
-                {"seed": seed, "advtrain": _adversarial_leaves(advtrain)},
-                lambda folder, name=trained_on: self._advtrain(folder, point, settings, seed, name),
+                {"seed": seed, "advtrain": describe(advtrain)},
+                functools.partial(
+                    self._advtrain,
+                    point=point,
+                    settings=settings,
+                    seed=seed,
+                    trained_on=trained_on,
+                ),
                 trained,
             )
             last = advtrain.num_rounds
@@ -230,9 +238,7 @@ class _Planner:
                 for name in evaluation.attacks:
                     is_own = name == trained_on and name in evaluation.every_round
                     if number == last or is_own:
-                        self._add_attack(
-                            point, settings, seed, name, hardened, trained_on, number
-                        )
+                        self._add_attack(point, settings, seed, name, hardened, trained_on, number)
 
     def _add_attack(
         self,
@@ -248,33 +254,35 @@ class _Planner:
         self._add(
             f"attack/{point}-s{seed}/{trained_on}-r{number}/{attack}",
             {
-                "attack": evaluate.describe(evaluation.attacks[attack]),
+                "attack": describe(evaluation.attacks[attack]),
                 "num_examples": evaluation.num_examples,
-                "min_accuracy": evaluation.min_accuracy,
                 "seed": evaluation.seed,
                 "round": number,
-                "search": dataclasses.asdict(settings.search),
+                "search": describe(settings.search),
             },
             lambda folder: self._attack(folder, point, settings, seed, attack, trained_on, number),
             upstream,
         )
 
-    def _train_tokenizer(self, folder: Path) -> None:
-        texts = [example.text for example in self._task.split("train")]
-        train_byte_bpe(texts, registry.NANO_VOCAB).save(folder)
+    def _save_tokenizer(self, folder: Path) -> None:
+        self._tokenizer.save(folder)
+
+    def _train_tokenizer(self) -> Tokenizer:
+        texts = [example.text for example in self._all_of_task.split("train")]
+        return train_byte_bpe(texts, registry.NANO_VOCAB)
 
     def _fresh_victim(self, point: str, seed: int) -> Victim:
         """The scaling point with freshly drawn weights."""
         facts = registry.scaling_point(point)
         definition = Definition(
-            facts.config, num_classes=self._task.num_classes, scanned=facts.scanned
+            facts.config, num_classes=self.task.num_classes, scanned=facts.scanned
         )
         return Victim(
             point,
             facts.family,
             definition,
             victims.init_params(definition, seed, self._mesh, self._rules),
-            Tokenizer.load(self._workdir / "tokenizer"),
+            self._tokenizer,
             self._mesh,
             self._rules,
         )
@@ -285,7 +293,7 @@ class _Planner:
     def _finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
         _, summary = finetune(
             self._fresh_victim(point, seed),
-            self._task,
+            self.task,
             settings.finetune,
             seed=seed,
             folder=folder,
@@ -295,23 +303,26 @@ class _Planner:
 
     def _trained(self, point: str, seed: int) -> Victim:
         """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
+        self._check_accuracy(point, seed)
         folder = self._finetune_folder(point, seed)
-        reached = read_json(folder / "summary.json")["validation_accuracy"]
-        wanted = self._config.evaluation.min_accuracy
+        return load_trained(self._fresh_victim(point, seed), folder)
+
+    def _check_accuracy(self, point: str, seed: int) -> None:
+        summary = read_json(self._finetune_folder(point, seed) / "summary.json")
+        reached, wanted = summary["validation_accuracy"], self._config.evaluation.min_accuracy
         if reached < wanted:
             raise UserError(
-                f"{point} reaches a clean accuracy of {reached:.3f} on {self._task.name}, below "
-                f"evaluation.min_accuracy={wanted}; train longer (points.{point}.finetune) or "
-                "lower the bar"
+                f"{point} reaches a clean accuracy of {reached:.3f} on {self.task.name}, below "
+                f"evaluation.min_accuracy={wanted}; train longer (points.{point}.finetune) in "
+                "another --workdir, or lower the bar"
             )
-        return load_trained(self._fresh_victim(point, seed), folder)
 
     def _advtrain(
         self, folder: Path, point: str, settings: PointConfig, seed: int, trained_on: str
     ) -> None:
         _, summary = train_adversarially(
             self._trained(point, seed),
-            self._task,
+            self.task,
             settings.advtrain[trained_on],
             seed=seed,
             folder=folder,
@@ -337,10 +348,10 @@ class _Planner:
             victim = load_trained(victim, round_folder(hardened, number))
             rounds = read_json(hardened / "summary.json")["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
-        found, timing = evaluate.attack_examples(
+        found, timing = attack_examples(
             victim,
-            self._task.split("validation"),
-            self._task.chunk_kinds,
+            self.task.split("validation"),
+            self.task.chunk_kinds,
             attack,
             seed=evaluation.seed,
             config=settings.search,
@@ -353,7 +364,7 @@ class _Planner:
             "kind": "attack",
             "num_params": victim.num_params,
             "attack": name,
-            "attack_config": evaluate.describe(attack),
+            "attack_config": describe(attack),
             "trained_on": trained_on,
             "round": number,
             "position": attack.position,
@@ -365,14 +376,12 @@ class _Planner:
         write_json(folder / "timing.json", timing.to_json())
         self._write_summary(folder, point, seed, summary)
 
-    def _write_summary(
-        self, folder: Path, point: str, seed: int, summary: dict[str, Any]
-    ) -> None:
+    def _write_summary(self, folder: Path, point: str, seed: int, summary: dict[str, Any]) -> None:
         digest = read_json(folder / "stage.json")["config_hash"]
         common = {
             "point": point,
             "model_family": registry.scaling_point(point).family,
-            "task": self._task.name,
+            "task": self.task.name,
             "victim_seed": seed,
             "config_hash": digest,
             "versions": versions(),
@@ -385,14 +394,8 @@ class _Planner:
 
 def _task_leaves(config: TaskConfig, task: Task) -> dict[str, Any]:
     """The data set by content: sizes, seed and the hashes of files, wherever they lie."""
-    return _without(config, "train_path", "validation_path") | {"source": task.source}
-
-
-def _adversarial_leaves(config: AdversarialConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config) | {"attack": evaluate.describe(config.attack)}
+    return _without(config, "train_path", "validation_path", "too_long") | {"source": task.source}
 
 
 def _without(config: Any, *names: str) -> dict[str, Any]:
-    return {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in names
-    }
+    return {name: value for name, value in describe(config).items() if name not in names}

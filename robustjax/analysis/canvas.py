@@ -197,7 +197,8 @@ def _draw_panel(ax: Axes, title: str, lines: Sequence[Line], x_axis: XAxis, mark
     if not any(line.points for line in lines):
         ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", color="#666666")
     edges = ax.get_ylim()
-    veil = min(0.11, 0.5 / len(lines))  # many bands on top of each other must not hide the lines
+    # Many bands on top of each other must not hide the lines.
+    veil = min(0.11, 0.5 / max(1, len(lines)))
     for index, line in enumerate(lines):
         if not line.points:
             continue

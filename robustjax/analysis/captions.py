@@ -20,9 +20,9 @@ def sample(rows: Sequence[Row], denominator: str) -> str:
     offered = _range(row["offered"] / row["num_seeds"] for row in measured)
     trials = _range(row["trials"] / row["num_seeds"] for row in measured)
     seeds = _range(row["num_seeds"] for row in measured)
-    per_seed = f"n = {offered} examples offered"
+    per_seed = f"n = {offered} examples"
     if denominator != "offered":
-        per_seed += f", {trials} of them {denominator}"
+        per_seed += f" offered, {trials} of them {denominator}"
     kinds = {row["interval"] for row in measured}
     intervals = {
         (WILSON,): "Intervals are Wilson 95 %.",

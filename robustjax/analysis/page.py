@@ -25,14 +25,14 @@ def interval(low: float, high: float) -> str:
     return "" if math.isnan(low) else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def number(value: float) -> str:
+def number(value: float | int) -> str:
     """A number with three digits, or an integer in full; a dash for NaN."""
     if isinstance(value, int):
         return f"{value:,}".replace(",", "&thinsp;")
     return "&ndash;" if math.isnan(value) else f"{value:.3g}"
 
 
-def flops(value: float) -> str:
+def flops(value: float | int) -> str:
     """FLOPs as mantissa and power of ten."""
     if math.isnan(value):
         return "&ndash;"

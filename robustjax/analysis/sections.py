@@ -153,8 +153,8 @@ def gaps(study: Study, undrawn: Sequence[tuple[Group, str]]) -> str:
     else:
         parts.append(page.paragraph("No example failed to be attacked."))
     if study.incomplete:
-        many = _count(len(study.incomplete), "stage")
-        parts.append(page.paragraph(f"{many} had not finished and were left out:"))
+        many = _count(len(study.incomplete), "unfinished stage")
+        parts.append(page.paragraph(f"Left out: {many}."))
         parts.append(_list(study.incomplete))
     else:
         parts.append(page.paragraph("Every stage found had finished."))
@@ -217,7 +217,7 @@ def _run_sentences(group: Group) -> str:
             sentences.append(
                 f"Adversarial training on {attack_name(defence)}: "
                 f"{_count(len(trainings), 'victim')}, "
-                f"{_extent({len(stage.rounds) for stage in trainings})} rounds, "
+                f"rounds: {_extent({len(stage.rounds) for stage in trainings})}, "
                 f"{_extent({entry.attack_iterations for entry in rounds})} attack iterations a "
                 "round."
             )
@@ -292,10 +292,16 @@ def _list(items: Iterable[str]) -> str:
 def _short(key: str, values: Sequence[str]) -> str:
     """Values of a manifest entry; many hashes are counted rather than listed."""
     if key in ("git_commit", "config_hash"):
-        values = [value[:FINGERPRINT_LENGTH] for value in values]
+        values = [_fingerprint(value) for value in values]
     if len(values) > 4:
         return f"{len(values)} different"
     return ", ".join(values)
+
+
+def _fingerprint(value: str) -> str:
+    """The first digits of a hash, with what follows a dash: `-dirty` must not get lost."""
+    digits, dash, rest = value.partition("-")
+    return digits[:FINGERPRINT_LENGTH] + dash + rest
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,9 +6,9 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from robustjax.attacks import gcg, random_token
-from robustjax.attacks.frame import BatchRun, Outcome, Prompt
+from robustjax.attacks.frame import BatchRun, Outcome, Prompt, check_positive
 from robustjax.attacks.retokenize import SlotText, clean_start
-from robustjax.data.batching import bucket_for
+from robustjax.data.batching import bucket_for, check_edges
 from robustjax.data.prompts import ChunkKind, Example, split_at_slot
 from robustjax.models.victim import BUCKET_EDGES, Victim
 
@@ -39,6 +39,10 @@ class SearchConfig:
 
     batch_size: int = 16
     edges: tuple[int, ...] = BUCKET_EDGES
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+        check_edges(self.edges)
 
 
 def prepare(

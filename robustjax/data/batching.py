@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
+from robustjax.errors import UserError
+
 FILLER = -1
 """Index of a row that stands for no example; give it weight 0."""
 
@@ -33,6 +35,12 @@ class Batch:
     def weights(self) -> np.ndarray:
         """float32 [B]: 1 for an example, 0 for a filler row."""
         return (self.indices != FILLER).astype(np.float32)
+
+
+def check_edges(edges: tuple[int, ...]) -> None:
+    """Raises UserError unless `edges` are strictly increasing positive widths."""
+    if not edges or list(edges) != sorted(set(edges)) or edges[0] < 1:
+        raise UserError(f"edges={edges}: expected strictly increasing positive bucket widths")
 
 
 def bucket_for(length: int, edges: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 _MASKED = -1e30  # finite: a row that sees nothing yields garbage, never NaN
 
@@ -191,8 +191,8 @@ def attend(
 
 
 def gather_tokens(
-    x: Float[Array, "B C T *rest"], index: Int[Array, "B C R"]
-) -> Float[Array, "B C R *rest"]:
+    x: Shaped[Array, "B C T *rest"], index: Int[Array, "B C R"]
+) -> Shaped[Array, "B C R *rest"]:
     """Picks tokens ``index`` of every row."""
     expanded = index.reshape(index.shape + (1,) * (x.ndim - 3))
     return jnp.take_along_axis(x, expanded, axis=2)

@@ -44,9 +44,8 @@ def _pythia(
 
 
 def _nano(size: str, layers: int, width: int, heads: int, classifier_params: int) -> ScalingPoint:
-    # Few, wide heads: a narrow one has too few unrotated dimensions to tell tokens apart, and fewer
-    # than four rotary dimensions are a single frequency. Weights start at 1/sqrt(width) because
-    # these train from scratch.
+    # Half of each narrow head is rotated (a quarter in Pythia): fewer than four rotary dimensions
+    # leave a single frequency. Weights start at 1/sqrt(width) because these train from scratch.
     config = GPTNeoXConfig(
         vocab=NANO_VOCAB,
         width=width,
@@ -54,6 +53,7 @@ def _nano(size: str, layers: int, width: int, heads: int, classifier_params: int
         heads=heads,
         hidden=4 * width,
         context=1024,
+        rotary_fraction=0.5,
         init_scale=width**-0.5,
     )
     return ScalingPoint(f"nano-{size}", "nano", config, classifier_params)
@@ -63,11 +63,11 @@ NANO_VOCAB = 512
 """Vocabulary of the nano ladder's tokenizer: 256 bytes, one special token, 255 merges."""
 
 _POINTS = (
-    _nano("27k", 2, 24, 1, 26_832),
-    _nano("70k", 2, 48, 2, 81_312),
-    _nano("160k", 3, 64, 2, 182_976),
-    _nano("350k", 3, 96, 3, 385_056),
-    _nano("850k", 4, 128, 4, 859_136),
+    _nano("27k", 2, 24, 3, 26_832),
+    _nano("80k", 2, 48, 4, 81_312),
+    _nano("230k", 4, 64, 4, 232_960),
+    _nano("500k", 4, 96, 6, 496_896),
+    _nano("850k", 4, 128, 8, 859_136),
     _pythia("14m", 6, 128, 4, 7_629_056),
     _pythia("31m", 6, 256, 8, 17_617_408),
     _pythia("70m", 6, 512, 8, 44_672_000),

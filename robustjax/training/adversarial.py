@@ -8,6 +8,7 @@ are the rounds' records. Killed anywhere, the same call goes on and ends with th
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch
 from robustjax.training import loop
 from robustjax.training.loop import LabelledRows, TrainConfig, Trainer
+from robustjax.training.optimizer import learning_rate_schedule
 from robustjax.training.pool import (
     PoolConfig,
     RoundSample,
@@ -70,6 +72,35 @@ class AdversarialConfig:
                 f"optimizer.schedule={self.train.optimizer.schedule!r}: the length of adversarial "
                 "training depends on the pool; use 'constant'"
             )
+        if self.num_train < 0:
+            raise UserError(f"num_train={self.num_train} must not be negative")
+
+    def check(self, num_examples: int) -> None:
+        """Checks what depends on the data, so that it can be done before anything else is run.
+
+        Args:
+            num_examples: training examples that the task has.
+
+        Raises:
+            UserError: more are wanted than there are, or the warm-up outlasts the training.
+        """
+        if self.num_train > num_examples:
+            raise UserError(
+                f"num_train={self.num_train} is more than the task's {num_examples} training "
+                "examples; lower it (0 takes all), or raise task.num_train"
+            )
+        clean = self.num_train or num_examples
+        if self.examples_per_round > clean:
+            raise UserError(
+                f"examples_per_round={self.examples_per_round} is more than the {clean} training "
+                "examples; lower it"
+            )
+        learning_rate_schedule(self.train.optimizer, self.least_steps(clean))
+
+    def least_steps(self, num_clean: int) -> int:
+        """Updates that all rounds make together, before the pool makes them more."""
+        a_round = math.ceil(min(self.pool.max_examples, num_clean) / self.train.batch_size)
+        return self.num_rounds * self.train.epochs * a_round
 
 
 def round_folder(folder: Path, number: int) -> Path:
@@ -94,16 +125,12 @@ def train_adversarially(
         The hardened victim and the summary with one entry a round.
 
     Raises:
-        UserError: if a round wants more examples than there are.
+        UserError: settings that do not fit the data; a loss that is not finite.
     """
+    config.check(len(task.split("train")))
     clean = task.split("train")[: config.num_train or None]
-    if config.examples_per_round > len(clean):
-        raise UserError(
-            f"examples_per_round={config.examples_per_round} is more than the {len(clean)} training "
-            "examples; lower it"
-        )
     clean_rows = LabelledRows.of_texts(victim, [e.text for e in clean], [e.label for e in clean])
-    step, state = loop.start(victim, config.train, num_steps=1)
+    step, state = loop.start(victim, config.train, config.least_steps(len(clean)))
     checkpoints = Checkpoints(folder / "checkpoints")
     done, rounds, losses = 0, [], np.zeros(0)
     if checkpoints.latest_step() is not None:

@@ -6,11 +6,12 @@ A run owns a folder: ``checkpoints/`` (the newest state), ``metrics.jsonl``, and
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-
 from robustjax.data.prompts import Example, Task
+from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import accuracy
 from robustjax.models.victim import Victim
 from robustjax.runtime.checkpoint import Checkpoints, load_params, save_params
@@ -34,6 +35,28 @@ class FinetuneConfig:
     num_train: int = 0
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        for name in ("num_train", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+
+    def check(self, num_examples: int) -> None:
+        """Checks what depends on the data, so that it can be done before anything else is run.
+
+        Args:
+            num_examples: training examples that the task has.
+
+        Raises:
+            UserError: more are wanted than there are, or the warm-up outlasts the training.
+        """
+        if self.num_train > num_examples:
+            raise UserError(
+                f"num_train={self.num_train} is more than the task's {num_examples} training "
+                "examples; lower it (0 takes all), or raise task.num_train"
+            )
+        steps = math.ceil((self.num_train or num_examples) / self.train.batch_size)
+        learning_rate_schedule(self.train.optimizer, steps * self.train.epochs)
+
 
 def labelled_rows(victim: Victim, examples: tuple[Example, ...]) -> LabelledRows:
     """Clean examples as training rows."""
@@ -55,8 +78,13 @@ def finetune(
 
     Returns:
         The trained victim and the summary.
+
+    Raises:
+        UserError: settings that do not fit the data; a text longer than the context; a loss that
+            is not finite.
     """
     examples = task.split("train")
+    config.check(len(examples))
     data = labelled_rows(victim, examples[: config.num_train or None])
     trainer = Trainer(victim, config.train, data, seed=seed)
     per_epoch, epochs = trainer.steps_per_epoch, config.train.epochs

@@ -5,10 +5,17 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from robustjax.data.batching import FILLER, Batch, length_bucketed_batches, pad_rows
+from robustjax.data.batching import (
+    FILLER,
+    Batch,
+    check_edges,
+    length_bucketed_batches,
+    pad_rows,
+)
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
 from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
@@ -22,6 +29,10 @@ from robustjax.training.step import (
     make_train_step,
     put_batch,
 )
+
+
+class DivergedError(UserError, FloatingPointError):
+    """A loss is no longer finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,7 @@ class TrainConfig:
                 f"microbatch_size={self.microbatch_size} does not divide "
                 f"batch_size={self.batch_size}"
             )
+        check_edges(self.edges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +116,10 @@ class Trainer:
     def make_batch(self, width: int, indices: np.ndarray) -> TrainBatch:
         """The arrays of one batch, cut into microbatches."""
         data, config = self._data, self._config
-        real = np.where(indices == FILLER, 0, indices)
-        tokens, mask = pad_rows([data.rows[i] for i in real], width, data.pad_id)
-        label = np.array([data.labels[i] for i in real], np.int32)
+        # A filler row is one pad token: it fits every bucket, and its weight is 0.
+        rows = [[data.pad_id] if i == FILLER else data.rows[i] for i in indices]
+        tokens, mask = pad_rows(rows, width, data.pad_id)
+        label = np.array([0 if i == FILLER else data.labels[i] for i in indices], np.int32)
         weight = (indices != FILLER).astype(np.float32)
         parts = config.batch_size // config.microbatch_size
         return TrainBatch(
@@ -138,7 +151,7 @@ class Trainer:
             before ``first``).
 
         Raises:
-            FloatingPointError: when a loss is not finite; it names the step and the texts.
+            DivergedError: when a loss is not finite; it names the step and the texts.
         """
         losses = np.full(len(self._data.rows), np.nan)
         batches = self._batches(epoch)
@@ -152,7 +165,7 @@ class Trainer:
             real = indices != FILLER
             losses[indices[real]] = values[real]
             if not np.isfinite(values[real]).all():
-                raise FloatingPointError(
+                raise DivergedError(
                     f"step {number} of epoch {epoch + 1}: the loss is not finite "
                     f"(texts {indices[real].tolist()}); lower the learning rate"
                 )
@@ -186,10 +199,15 @@ class Trainer:
         for batch in self._batches(0):
             count[batch.width] = count.get(batch.width, 0) + 1
         gradients = functools.partial(accumulate_gradients, self._victim.definition)
-        filler = np.full(self._config.batch_size, FILLER, np.int32)
+        rows = (self._config.batch_size // self._config.microbatch_size, self._config.microbatch_size)
+
+        def shape(width: int) -> TrainBatch:
+            tokens = (*rows, width)
+            shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
+            return TrainBatch(*(jax.ShapeDtypeStruct(*one) for one in shapes))
+
         return sum(
-            number
-            * flops.executed_flops(gradients, self._victim.params, self.make_batch(width, filler))
+            number * flops.executed_flops(gradients, self._victim.params, shape(width))
             for width, number in count.items()
         )
 

@@ -7,6 +7,7 @@ axes it factors, and when), hence `scale_by_adafactor` below.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -172,7 +173,10 @@ def scale_by_adafactor(
     """
 
     def init(params: dict[str, Any]) -> AdafactorState:
-        moments = _by_tensor(_zero_moment, stacked, params)
+        moments = {
+            key: jax.tree.map(functools.partial(_zero_moment, is_stacked=key in stacked), tree)
+            for key, tree in params.items()
+        }
         return AdafactorState(jnp.zeros((), jnp.int32), moments)
 
     def update(
@@ -213,9 +217,12 @@ def _by_tensor(function: Callable, stacked: Collection[str], *trees: dict[str, A
     }
 
 
-def _zero_moment(tensor: Array) -> Any:
-    zeros = jnp.zeros(tensor.shape, jnp.float32)
-    return FactoredMoment(zeros[..., 0], zeros[..., 0, :]) if tensor.ndim >= 2 else zeros
+def _zero_moment(tensor: Array, is_stacked: bool) -> Any:
+    # From the tensor and without `vmap`, so that it is laid out on the devices as the tensor is.
+    zeros = jnp.zeros_like(tensor, jnp.float32)
+    if tensor.ndim - is_stacked < 2:
+        return zeros
+    return FactoredMoment(zeros[..., 0], zeros[..., 0, :])
 
 
 def _inverse_root(moment: Any) -> Array:

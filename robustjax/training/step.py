@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
@@ -49,7 +50,12 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformation) -> Train
     """The state before the first step; the optimizer's arrays are laid out as the weights are."""
     # A copy: the step donates its state, and the victim's weights must outlive it.
     params = jax.tree.map(jnp.copy, victim.params)
-    opt_state = jax.jit(optimizer.init)(params)
+
+    def on_mesh(leaf: Array) -> Array:
+        return leaf if isinstance(leaf.sharding, NamedSharding) else victim.put_replicated(leaf)
+
+    # Not under `jit`: zeros made there depend on no input and would land on one device.
+    opt_state = jax.tree.map(on_mesh, optimizer.init(params))
     return TrainState(params, opt_state, victim.put_replicated(jnp.int32(0)))
 
 

@@ -111,7 +111,7 @@ def write_stage(folder, summary, records=None, done=True):
         (folder / "DONE").write_text("")
 
 
-def write_attack(folder, plan, point, seed, attack, defence="none", training_round=0, **changes):
+def write_attack(folder, plan, point, seed, attack, defence="none", training_round=0, changes=None):
     """An attack stage; changes replace entries of its summary."""
     size = plan.sizes[point]
     search = TRAINING_ITERATIONS.get(defence, ())[:training_round]
@@ -132,7 +132,7 @@ def write_attack(folder, plan, point, seed, attack, defence="none", training_rou
         "position": 1.0,
     }  # fmt: skip
     records = make_records(plan, attack, size, defence, training_round, seed)
-    write_stage(folder, {**summary, **changes}, records)
+    write_stage(folder, {**summary, **(changes or {})}, records)
 
 
 def round_flops(size, defence, iterations):
@@ -186,7 +186,7 @@ def write_study(root, plan):
         json.dumps(
             {
                 "versions": {"jax": "0.10.2", "numpy": "2.4.6"},
-                "git_commit": "0123456789abcdef0123456789abcdef01234567",
+                "git_commit": "0123456789abcdef0123456789abcdef01234567-dirty",
                 "config_hash": "feedface" * 4,
                 "started": "never to be shown",
             }
@@ -247,7 +247,7 @@ def lone_attack(tmp_path):
     """Write the workdir of a single attack run."""
 
     def write(name="workdir", attack="gcg", plan=None, **changes) -> Path:
-        write_attack(tmp_path / name, plan or Plan(), "nano-28k", 0, attack, **changes)
+        write_attack(tmp_path / name, plan or Plan(), "nano-28k", 0, attack, changes=changes)
         return tmp_path / name
 
     return write

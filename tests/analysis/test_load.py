@@ -9,6 +9,7 @@ from robustjax.analysis.load import load_study
 from robustjax.errors import UserError
 
 SMALL = {"sizes": {"nano-28k": 28_320, "nano-900k": 913_664}, "num_rounds": 2, "num_examples": 8}
+TINY = {"sizes": {"nano-28k": 28_320}, "num_rounds": 1, "num_examples": 4}
 ATTACK = "attack/nano-28k-s0/gcg-r1/gcg"
 
 
@@ -39,7 +40,7 @@ def test_a_single_attack_is_its_own_workdir(lone_attack):
 
 
 def test_place_order_and_overlap_of_the_folders_do_not_matter(study, tmp_path):
-    first, second = study("a", **SMALL), study("b", **{**SMALL, "task": "imdb"})
+    first, second = study("a", **TINY), study("b", **TINY, task="imdb")
     moved = tmp_path / "elsewhere" / "c"
     shutil.copytree(first, moved)
     assert load_study([first]) == load_study([moved])

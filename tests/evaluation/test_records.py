@@ -115,6 +115,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     with pytest.raises(TypeError, match="not JSON"):
         rec.write_records(path, [record])
     assert path.read_bytes() == before
+
+    def disk_full(*_):
+        raise OSError("no space left")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "replace", disk_full)
+        rec.write_records(path, [make_record(7)])
+    assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["r.jsonl"]
 
 

@@ -16,6 +16,9 @@ _BUILDERS = {
 TASKS: tuple[str, ...] = tuple(_BUILDERS)
 """Names of the tasks."""
 
+TOO_LONG = ("refuse", "drop")
+"""What can become of an example that does not fit; see `robustjax.data.lengths`."""
+
 
 def load_task(config: TaskConfig) -> Task:
     """Generates or reads the task that `config` names.
@@ -28,4 +31,6 @@ def load_task(config: TaskConfig) -> Task:
     for name in ("num_train", "num_validation", "seed"):
         if getattr(config, name) < 0:
             raise UserError(f"task.{name}={getattr(config, name)}: must not be negative")
+    if config.too_long not in TOO_LONG:
+        raise UserError(f"task.too_long={config.too_long!r}: choose one of {', '.join(TOO_LONG)}")
     return _BUILDERS[config.name](config)

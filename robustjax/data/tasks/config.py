@@ -17,6 +17,8 @@ class TaskConfig:
         class_names: answer texts of a `jsonl` task's classes (default: taken from the rows, or
             " CLASS0", " CLASS1", ...).
         instruction: overrides what the model is told, for every task whose rows do not carry it.
+        too_long: what becomes of examples that do not fit the model's context together with an
+            attack: "refuse" stops, "drop" leaves them out and counts them.
     """
 
     name: str
@@ -27,3 +29,4 @@ class TaskConfig:
     seed: int = 0
     class_names: tuple[str, ...] = ()
     instruction: str = ""
+    too_long: str = "refuse"

@@ -1,0 +1,51 @@
+"""Every scaling point has exactly the parameters it is published with."""
+
+import jax
+import pytest
+
+from robustjax.errors import UserError
+from robustjax.models import transformer
+from robustjax.models.registry import POINTS, scaling_point
+from robustjax.models.transformer import Definition
+
+PYTHIA = {  # with a two-class head: Howe et al. 2024 (arXiv 2407.18213)
+    "pythia-14m": 7_629_056,
+    "pythia-31m": 17_617_408,
+    "pythia-70m": 44_672_000,
+    "pythia-160m": 123_691_008,
+    "pythia-410m": 353_824_768,
+    "pythia-1b": 908_763_136,
+    "pythia-1.4b": 1_311_629_312,
+    "pythia-2.8b": 2_646_435_840,
+    "pythia-6.9b": 6_650_740_736,
+    "pythia-12b": 11_586_560_000,
+}
+
+
+@pytest.mark.parametrize("name", PYTHIA)
+def test_published_counts(name):
+    assert scaling_point(name).classifier_params == PYTHIA[name]
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_definitions_have_the_counts_of_the_registry(name):
+    point = POINTS[name]
+    definition = Definition(point.config, scanned=point.scanned)
+    assert transformer.count_params(definition) == point.classifier_params
+
+
+def test_counting_allocates_nothing():
+    before = len(jax.live_arrays())
+    shapes = transformer.abstract_params(Definition(scaling_point("pythia-12b").config))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert len(jax.live_arrays()) == before
+
+
+def test_a_language_model_counts_its_vocabulary_head():
+    definition = Definition(scaling_point("pythia-14m").config, head="lm")
+    assert transformer.count_params(definition) == 14_067_712
+
+
+def test_unknown_points_are_refused():
+    with pytest.raises(UserError, match="pythia-13b.*known: .*pythia-12b"):
+        scaling_point("pythia-13b")

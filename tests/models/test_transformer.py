@@ -1,0 +1,327 @@
+"""What a port must keep true, whatever its family: one forward pass, many ways to run it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.data.batching import pad_rows
+from robustjax.models import transformer
+from robustjax.models.transformer import Cache
+from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
+
+FAMILIES = tuple(CONFIGS)
+WIDTH, LENGTHS = 12, (12, 9, 7)
+LAYOUTS = pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+
+apply, encode, embed, forward, project = (
+    jit(getattr(transformer, name)) for name in ("apply", "encode", "embed", "forward", "project")
+)
+last_real = jax.jit(transformer.last_real)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_tokens("batch", LENGTHS, WIDTH)
+
+
+def positions_of(mask):
+    return jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
+
+
+def class_scores(definition, params, x, positions, mask, caches, read):
+    """Class scores of embeddings [B, C, T, D] that are read at [B, C]."""
+    hidden = transformer.forward(
+        definition, params, x, positions, mask, caches, read=read[..., None]
+    )
+    return transformer.project(definition, params, hidden[:, :, 0])
+
+
+scores = jit(class_scores)
+
+
+@jit
+def scores_and_slopes(definition, params, x, positions, mask, caches, read):
+    """The scores, and the gradient of a fixed combination of them with respect to `x`."""
+
+    def combined(x):
+        out = class_scores(definition, params, x, positions, mask, caches, read)
+        return (out * jnp.asarray(seeded("slopes", out.shape), out.dtype)).sum(), out
+
+    slopes, out = jax.grad(combined, has_aux=True)(x)
+    return out, slopes
+
+
+def whole(definition, params, tokens, mask):
+    """Scores and slopes of whole prompts, without a cache; one row of each example."""
+    x = embed(definition, params, tokens)[:, None]
+    read = last_real(mask)[:, None]
+    out, slopes = scores_and_slopes(
+        definition, params, x, positions_of(mask)[:, None], jnp.asarray(mask)[:, None], (), read
+    )
+    return np.asarray(out)[:, 0], np.asarray(slopes)[:, 0]
+
+
+def cut_prompts(tokens, mask, cuts):
+    """Splits each prompt in two, both right-padded: (before, its mask, after, its mask)."""
+    places = np.arange(tokens.shape[1])[None]
+    before_mask = mask & (places < cuts[:, None])
+    shifted = np.minimum(places + cuts[:, None], tokens.shape[1] - 1)
+    after = np.take_along_axis(tokens, shifted, 1)
+    after_mask = places < (mask.sum(1) - cuts)[:, None]
+    return np.where(before_mask, tokens, 0), before_mask, np.where(after_mask, after, 0), after_mask
+
+
+@EACH_FAMILY
+def test_scanned_and_unrolled_layers_are_the_same_function(family, batch):
+    results = []
+    for scanned in (False, True):
+        definition = define(family, scanned=scanned)
+        results.append(whole(definition, make_params(definition), *batch))
+    for unrolled, scanned in zip(*results, strict=True):
+        assert relative_error(scanned, unrolled) < 1e-6
+
+
+def test_fresh_weights_are_the_same_scanned_or_not():
+    unrolled, scanned = (define("neox", scanned=scanned) for scanned in (False, True))
+    ours, theirs = transformer.init(unrolled, 3), transformer.init(scanned, 3)
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours["embed"], theirs["embed"]))
+    for index in range(unrolled.config.layers):
+        pair = (
+            transformer.layer_params(unrolled, ours, index),
+            transformer.layer_params(scanned, theirs, index),
+        )
+        assert jax.tree.all(jax.tree.map(np.array_equal, *pair))
+    other = transformer.init(unrolled, 4)
+    assert not np.array_equal(ours["head"]["kernel"], other["head"]["kernel"])
+
+
+@LAYOUTS
+def test_recomputing_activations_changes_no_gradient(scanned, batch):
+    gradients = []
+    for remat in (False, True):
+        definition = define("neox", scanned=scanned, remat=remat)
+
+        def loss(params, definition=definition):
+            return jnp.square(transformer.apply(definition, params, *batch)).mean()
+
+        slope = jax.jit(jax.grad(loss))
+        params = make_params(definition)
+        gradients.append(slope(params))
+        assert ("remat" in str(jax.make_jaxpr(slope)(params))) == remat
+    for plain, recomputed in zip(*map(jax.tree.leaves, gradients), strict=True):
+        assert relative_error(recomputed, plain) < 1e-6
+
+
+@LAYOUTS
+@EACH_FAMILY
+def test_a_cached_prefix_changes_nothing_wherever_the_prompt_is_cut(family, scanned, batch):
+    definition = define(family, scanned=scanned)
+    params = make_params(definition)
+    tokens, mask = batch
+    expected, expected_slopes = whole(definition, params, tokens, mask)
+    for cut in range(WIDTH):  # 0 leaves a cache with nothing in it
+        cuts = np.minimum(cut, mask.sum(1) - 1)
+        before, before_mask, after, after_mask = cut_prompts(tokens, mask, cuts)
+        cache = encode(definition, params, before, before_mask)
+        got, slopes = scores_and_slopes(
+            definition,
+            params,
+            embed(definition, params, after)[:, None],
+            (cuts[:, None] + positions_of(after_mask))[:, None],
+            after_mask[:, None],
+            (cache,),
+            last_real(after_mask)[:, None],
+        )
+        assert relative_error(got[:, 0], expected) < 1e-5, cut
+        places = np.minimum(np.arange(WIDTH)[None] + cuts[:, None], WIDTH - 1)
+        wanted = np.take_along_axis(expected_slopes, places[..., None], 1)
+        wanted = np.where(after_mask[..., None], wanted, 0)
+        assert relative_error(slopes[:, 0], wanted) < 1e-5, cut
+
+
+@LAYOUTS
+def test_a_cache_in_two_pieces_is_the_same_cache(scanned, batch):
+    definition = define("neox", scanned=scanned)
+    params = make_params(definition)
+    before, before_mask, after, after_mask = cut_prompts(*batch, np.array([6, 5, 3]))
+    whole_cache = encode(definition, params, before, before_mask)
+
+    def piece(part):
+        keys, values = (
+            jax.tree.map(lambda leaf: leaf[..., part, :, :], side) for side in whole_cache[:2]
+        )
+        return Cache(keys, values, whole_cache.mask[:, part])
+
+    x = embed(definition, params, after)[:, None]
+    positions = (before_mask.sum(1)[:, None] + positions_of(after_mask))[:, None]
+    read = last_real(after_mask)[:, None]
+    one, two = (
+        scores(definition, params, x, positions, after_mask[:, None], caches, read)
+        for caches in ((whole_cache,), (piece(slice(4)), piece(slice(4, None))))
+    )
+    assert relative_error(two, one) < 1e-6
+
+
+@LAYOUTS
+@EACH_FAMILY
+def test_rows_that_share_a_cache_are_scored_as_if_alone(family, scanned, batch):
+    definition = define(family, scanned=scanned)
+    params = make_params(definition)
+    cuts = np.array([4, 3, 0])
+    before, before_mask, after, after_mask = cut_prompts(*batch, cuts)
+    rows = np.stack([after, np.roll(after, 1, axis=0), (after * 5 + 1) % 90], axis=1)
+    row_mask = np.stack([after_mask, np.roll(after_mask, 1, axis=0), after_mask[::-1]], axis=1)
+    positions = cuts[:, None, None] + positions_of(row_mask)
+    read = last_real(row_mask)
+    cache = encode(definition, params, before, before_mask)
+    x = embed(definition, params, rows)
+    together = scores(definition, params, x, positions, row_mask, (cache,), read)
+    for row in range(rows.shape[1]):
+        one = np.s_[:, row : row + 1]
+        inputs = x[one], positions[one], row_mask[one], (cache,), read[one]
+        alone = scores(definition, params, *inputs)
+        assert relative_error(together[one], alone) < 1e-6
+        texts = [
+            [*before[example, :cut], *rows[example, row][row_mask[example, row]]]
+            for example, cut in enumerate(cuts)
+        ]
+        uncached = apply(definition, params, *pad_rows(texts, 2 * WIDTH, 0))
+        assert relative_error(together[:, row], uncached) < 1e-5
+
+
+@pytest.mark.parametrize("head", ["classifier", "lm"])
+@EACH_FAMILY
+def test_padding_on_either_side_changes_nothing(family, head, batch):
+    definition = define(family, head=head)
+    params = make_params(definition)
+    tokens, mask = batch
+    left = [np.take_along_axis(a, _to_the_right(mask), 1) for a in (tokens, mask)]
+    junk = np.where(mask, tokens, 17)  # what stands in the padding must not matter
+    right_padded = apply(definition, params, tokens, mask)
+    left_padded = apply(definition, params, *left)
+    junk_padded = apply(definition, params, junk, mask)
+    row, length = 2, LENGTHS[2]
+    bare = apply(definition, params, tokens[row:, :length], mask[row:, :length])[0]
+    if head == "classifier":
+        on_the_right = on_the_left = np.s_[row]
+    else:
+        on_the_right, on_the_left = np.s_[row, :length], np.s_[row, WIDTH - length :]
+    assert relative_error(right_padded[on_the_right], bare) < 1e-6
+    assert relative_error(junk_padded[on_the_right], bare) < 1e-6
+    assert relative_error(left_padded[on_the_left], bare) < 1e-6
+
+
+def _to_the_right(mask):
+    """Indices that move each row's padding from its right to its left."""
+    places = np.arange(mask.shape[1])[None]
+    return (places + mask.sum(1)[:, None]) % mask.shape[1]
+
+
+@LAYOUTS
+@EACH_FAMILY
+def test_no_token_sees_a_later_one(family, scanned, batch):
+    definition = define(family, scanned=scanned, head="lm")
+    params = make_params(definition)
+    tokens, mask = batch
+    x = embed(definition, params, tokens)[:, None]
+
+    def at(x, place):
+        positions = positions_of(mask)[:, None]
+        hidden = transformer.forward(definition, params, x, positions, mask[:, None])
+        return jnp.square(transformer.project(definition, params, hidden[:, 0])[:, place]).sum()
+
+    slope = jax.jit(jax.grad(at))
+    for place in (0, 4, 6):
+        size = np.abs(slope(x, place)[:, 0]).max(-1)
+        assert (size[:, : place + 1] > 1e-4).all()
+        assert (size[:, place + 1 :] == 0).all()
+
+
+@LAYOUTS
+@EACH_FAMILY
+def test_reading_few_positions_equals_reading_all(family, scanned, batch):
+    definition = define(family, scanned=scanned)
+    params = make_params(definition)
+    tokens, mask = batch
+    read = np.array([[[11, 0]], [[2, 8]], [[6, 6]]])
+    x = embed(definition, params, tokens)[:, None]
+    places = positions_of(mask)[:, None]
+    everything = forward(definition, params, x, places, mask[:, None])
+    some = forward(definition, params, x, places, mask[:, None], read=read)
+    expected = np.take_along_axis(np.asarray(everything), read[..., None], 2)
+    assert some.shape == (3, 1, 2, definition.config.width)
+    assert relative_error(some, expected) < 1e-6
+
+
+@EACH_FAMILY
+def test_the_classifier_pools_at_the_last_real_token_even_if_padding_stands_inside(family, batch):
+    definition = define(family)
+    params = make_params(definition)
+    tokens, mask = batch
+    tokens = tokens.at[:, 3].set(0)  # the padding id, as a token of the text
+    got = apply(definition, params, tokens, mask)
+    x = embed(definition, params, tokens)[:, None]
+    hidden = forward(definition, params, x, positions_of(mask)[:, None], mask[:, None])
+    everywhere = np.asarray(project(definition, params, hidden[:, 0]))
+    expected = everywhere[np.arange(3), np.array(LENGTHS) - 1]
+    assert relative_error(got, expected) < 1e-6
+    assert relative_error(got, everywhere[:, 2]) > 0.1
+
+
+def test_last_real():
+    mask = jnp.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]], bool)
+    np.testing.assert_array_equal(last_real(mask), [1, 3, 0, 2])
+
+
+@EACH_FAMILY
+def test_a_language_model_scores_the_next_token_at_every_place(family, batch):
+    definition = define(family, head="lm")
+    params = make_params(definition)
+    tokens, mask = batch
+    out = apply(definition, params, tokens, mask)
+    assert out.shape == (3, WIDTH, definition.config.vocab)
+    assert out.dtype == jnp.float32
+    shorter = apply(definition, params, tokens[:, :5], mask[:, :5])
+    assert relative_error(shorter, out[:, :5]) < 1e-6
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_number_of_classes(num_classes, batch):
+    definition = define("neox", num_classes=num_classes)
+    assert apply(definition, make_params(definition), *batch).shape == (3, num_classes)
+
+
+@LAYOUTS
+def test_the_cache_of_narrow_heads_and_a_prefix_has_the_documented_shape(scanned, batch):
+    definition = define("neox", scanned=scanned)
+    config = definition.config
+    cache = encode(definition, make_params(definition), *batch)
+    shape = (3, WIDTH, config.key_value_heads, config.head_width)
+    if scanned:
+        assert cache.keys.shape == cache.values.shape == (config.layers, *shape)
+    else:
+        assert [keys.shape for keys in cache.keys] == [shape] * config.layers
+    assert cache.layer(1).keys.shape == shape
+
+
+def test_float32_products_are_lowered_at_the_highest_precision(batch):
+    definition = define("neox")
+    lowered = apply.lower(definition, make_params(definition), *batch).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products
+    assert all("HIGHEST, HIGHEST" in line for line in products)
+
+
+def test_narrow_compute_keeps_scores_in_float32(batch):
+    wide = define("neox")
+    narrow = dataclasses.replace(
+        wide, numerics=dataclasses.replace(wide.numerics, compute_dtype="bfloat16")
+    )
+    params = make_params(wide)
+    got = apply(narrow, params, *batch)
+    assert got.dtype == jnp.float32
+    assert 0 < relative_error(got, apply(wide, params, *batch)) < 0.1
