@@ -1,6 +1,6 @@
 """A miniature of the whole study on a laptop CPU.
 
-    robustjax study --config=configs/smoke.py --workdir=runs/demo
+robustjax study --config=configs/smoke.py --workdir=runs/demo
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,8 @@ EDGES = (52, 64, 128, 256, 512, 1024)
 def get_config(arg: str | None = None) -> ConfigDict:
     """The study.
 
-    Arguments: ``task`` (password_match, word_length, jsonl), ``seed``, and ``points`` for a part of the
-    ladder (nano-27k+nano-70k).
+    Arguments: ``task`` (password_match, word_length, jsonl), ``seed``, and ``points`` for a part of
+    the ladder (nano-27k+nano-80k).
     """
     args = parse_arg(arg, task="password_match", seed=0, points="+".join(NANO))
     generated = args["task"] != "jsonl"
@@ -37,8 +37,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Evaluation: both attacks before hardening and after the last round, GCG after every round.
     config.evaluation = ConfigDict()
     config.evaluation.attacks = {
-        "gcg": {"name": "gcg", "num_iterations": 10, "num_candidates": 128},
-        "random_token": {"name": "random_token", "num_iterations": 128},
+        "gcg": {"name": "gcg", "num_iterations": 10, "num_candidates": 128, "candidate_chunk": 16},
+        "random_token": {
+            "name": "random_token",
+            "num_iterations": 128,
+            "iterations_per_pass": 32,
+        },
     }
     config.evaluation.every_round = ("gcg",)
     config.evaluation.num_examples = 64  # correctly answered ones
@@ -46,16 +50,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.seed = 0
 
     # Scaling points.
-    config.points = {
-        name: _point(NANO[name], generated) for name in args["points"].split("+")
-    }
+    config.points = {name: _point(NANO[name], generated) for name in args["points"].split("+")}
 
     config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     return config
 
 
 def _point(row: dict, generated: bool) -> dict:
-    train = {"batch_size": 8, "microbatch_size": 8, "edges": EDGES}
+    train = {
+        "batch_size": row["batch_size"],
+        "microbatch_size": row["batch_size"],
+        "edges": EDGES,
+    }
     optimizer = {"name": "adafactor", "learning_rate": row["learning_rate"], "warmup_steps": 50}
     search = {"batch_size": 16, "edges": EDGES}
 
@@ -64,19 +70,19 @@ def _point(row: dict, generated: bool) -> dict:
             "attack": attack,
             "schedule": {"start": start, "end": end},  # attack iterations, first to last round
             "num_rounds": 3,
-            "examples_per_round": 64,
+            "examples_per_round": 96,
             "pool": {
-                "max_examples": 512,
+                "max_examples": 384,
                 "max_adversarial_share": 0.8,
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
             },
             "train": {
                 **train,
-                "epochs": 1,
+                "epochs": 3,
                 "optimizer": {
                     "name": "adafactor",
-                    "learning_rate": row["learning_rate"] / 3,
+                    "learning_rate": row["learning_rate"] / 2,
                     "schedule": "constant",
                 },
             },
@@ -94,8 +100,8 @@ def _point(row: dict, generated: bool) -> dict:
             "checkpoint_every": 250,
         },
         "advtrain": {
-            "gcg": advtrain({"name": "gcg"}, 2, 6),
-            "random_token": advtrain({"name": "random_token"}, 64, 64),
+            "gcg": advtrain({"name": "gcg", "candidate_chunk": 16}, 1, 5),
+            "random_token": advtrain({"name": "random_token", "iterations_per_pass": 32}, 32, 32),
         },
         "search": search,
     }

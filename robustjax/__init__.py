@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from robustjax.attacks.gcg import GCG as GCG
     from robustjax.attacks.random_token import RandomToken as RandomToken
     from robustjax.errors import UserError as UserError
+    from robustjax.evaluation.api import run_attack as run_attack
+    from robustjax.models.loading import load_victim as load_victim
 
 _HOMES = {
     "GCG": "robustjax.attacks.gcg",
     "RandomToken": "robustjax.attacks.random_token",
     "UserError": "robustjax.errors",
+    "load_victim": "robustjax.models.loading",
+    "run_attack": "robustjax.evaluation.api",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore

@@ -1,18 +1,24 @@
 """The command line: ``robustjax COMMAND [--flags]``.
 
-A mistake of the user's is one line on stderr and status 2; 1 is a failure of ours, with its traceback.
+A mistake of the user's is one line on stderr and status 2; 1 is a failure of ours, with its
+traceback.
 """
 
+import ast
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from robustjax.errors import UserError
+
+_LIBRARY_PREFIX = "Error whilst parsing config file"
 
 _OVERVIEW = """\
 usage: robustjax COMMAND [--flags]
@@ -49,19 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: list[str]) -> int:
+    arguments = [_quote_names(argument) for argument in arguments]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the study", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "the study", flag_values=values, sys_argv=["robustjax", *arguments]
+    )
     flags.DEFINE_string("workdir", None, "where everything goes", flag_values=values)
     unexpected = _parse(values, arguments, required=("config", "workdir"))
     if unexpected:
         raise UserError(f"{unexpected[0]!r} is no flag; did you mean --workdir={unexpected[0]}?")
-    if not isinstance(values.config, ConfigDict):
-        raise UserError("--config: its get_config must return an ml_collections.ConfigDict")
+    config_values = _values_of(values.config)
     # After parsing, so that a mistake in a flag costs no time.
     from robustjax.settings import build
     from robustjax.study import StudyConfig, run_study
 
-    config = build(StudyConfig, values.config.to_dict(), "config")
+    config = build(StudyConfig, config_values, "config")
     _use_compilation_cache(values.workdir)
     print(run_study(config, values.workdir))
     return 0
@@ -95,25 +103,61 @@ def _parse(values: flags.FlagValues, arguments: list[str], required: Sequence[st
     try:
         rest = values(["robustjax", *arguments])[1:]
         for name in required:
-            if not getattr(values, name):
+            if not values[name].present or values[name].value == "":
                 raise UserError(f"--{name} is missing")
-    except flags.Error as error:
-        raise UserError(str(error)) from error
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        what = str(error).strip("'\"")
-        raise UserError(f"{type(error).__name__} in the config: {what}") from error
+        raise UserError(_explain(error)) from error
     return rest
 
 
-def _config_path(arguments: list[str]) -> str | None:
+def _config_path(arguments: Sequence[str]) -> str | None:
     """What stands behind ``--config=`` or ``--config``."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for index, argument in enumerate(arguments):
         name, has_value, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return value if has_value else following
+            return value if has_value else "".join(arguments[index + 1 : index + 2])
     return None
+
+
+def _quote_names(argument: str) -> str:
+    """Lets an override say points.nano-27k.x or points.pythia-1.4b.x.
+
+    The config library splits paths as Python does and needs points["pythia-1.4b"].x. No field
+    begins with a digit, so what does belongs to the name before it.
+    """
+    name, has_value, value = argument.partition("=")
+    if not name.startswith("--config.") or "[" in name:
+        return argument
+    first, *parts = re.split(r"\.(?!\d)", name)
+    quoted = [f".{part}" if part.isidentifier() else f'["{part}"]' for part in parts]
+    return first + "".join(quoted) + has_value + value
+
+
+def _values_of(config: Any) -> dict[str, Any]:
+    """The nested dicts of a config; the library keeps an OSError until the config is touched."""
+    try:
+        if hasattr(config, "to_dict"):
+            return config.to_dict()
+    except OSError as error:
+        raise UserError(str(error)) from error
+    raise UserError("--config: its get_config must return an ml_collections.ConfigDict")
+
+
+def _explain(error: BaseException) -> str:
+    """What went wrong with flags or config, without the traceback that the config library adds."""
+    wrapped: BaseException | None = error
+    while wrapped is not None and not str(wrapped).startswith(_LIBRARY_PREFIX):
+        wrapped = wrapped.__cause__ or wrapped.__context__
+    if wrapped is not None and wrapped.__context__ is not None:
+        error = wrapped.__context__
+    elif isinstance(error, flags.Error):
+        return str(error)
+    text = str(error)
+    with contextlib.suppress(ValueError, SyntaxError):
+        text = ast.literal_eval(text)  # key errors show their message as a literal
+    return f"{type(error).__name__} in the config: {text}"
 
 
 def _one_line(error: Exception) -> str:

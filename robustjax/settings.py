@@ -95,7 +95,7 @@ class StudyConfig:
 
     Attributes:
         task: the data.
-        points: how each scaling point is run, by name, smallest first.
+        points: how each scaling point is run, by name; smaller ones are run first.
         evaluation: what is measured.
         seeds: seeds of training; each is a full column of the study.
         mesh: devices.
@@ -156,8 +156,6 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
 
 def build_attack(values: Mapping[str, Any], path: str) -> Attack:
     """Builds the settings of the attack that ``values["name"]`` names."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}={values!r} is no attack; give its name and settings")
     rest = dict(values)
     name = rest.pop("name", None)
     if not isinstance(name, str) or name not in ATTACKS:
@@ -180,6 +178,8 @@ def describe(value: Any) -> Any:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint == Attack:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}={value!r} is no attack; give its name and settings")
         return build_attack(value, path)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return build(hint, value, path)  # type: ignore[arg-type]
@@ -214,8 +214,10 @@ def _suggestion(name: str, known: Mapping[str, Any]) -> str:
 def _check_names(field: str, names: Iterable[str]) -> None:
     """Raises UserError for a name that cannot be a folder's, or that means "not hardened"."""
     for name in names:
-        if name == "none" or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise UserError(f"{field}: {name!r} cannot be a name; use letters, digits, _, - and .")
+        if name == "none" or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+            raise UserError(
+                f"{field}: {name!r} is no name; use letters, digits, _, - and ., a letter first"
+            )
 
 
 def _check_seed(field: str, seed: int) -> None:

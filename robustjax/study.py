@@ -138,9 +138,10 @@ class _Planner:
             else self._train_tokenizer()
         )
         self._leave_out_what_is_too_long()
-        for point, settings in self._config.points.items():
+        points = self._config.points  # a config sorts them by name
+        for point in sorted(points, key=_size):
             for seed in self._config.seeds:
-                self._add_point(point, settings, seed, tokenizer)
+                self._add_point(point, points[point], seed, tokenizer)
         self._add("report", {"stages": self.leaves}, self._report)
         return self._stages
 
@@ -178,11 +179,11 @@ class _Planner:
         self.task = fit(self.task, self._tokenizer, room, config.task.too_long, positions)
         dropped = self.task.source["dropped_too_long"]
         if any(dropped.values()):
+            self._check_data(self.task)
             _say(
                 f"study: dropped {dropped['train']} training and {dropped['validation']} "
                 f"validation examples of more than {room} tokens"
             )
-            self._check_data(self.task)
 
     def _add(
         self,
@@ -390,6 +391,10 @@ class _Planner:
 
     def _report(self, folder: Path) -> None:
         write_report([self._workdir], folder)
+
+
+def _size(point: str) -> int:
+    return registry.scaling_point(point).classifier_params
 
 
 def _task_leaves(config: TaskConfig, task: Task) -> dict[str, Any]:

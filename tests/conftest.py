@@ -1,6 +1,8 @@
 """The strict setting every test runs in: four CPU devices, no network, no silent broadcasting."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 # Before anything imports jax or transformers.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,6 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # use it: a killed writer could leave half a program behind.
     jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast suite runs where torch is absent; asked for the slow proofs, torch has to be there."""
+    is_fast = "not slow" in config.option.markexpr
+    needs_torch = collection_path.name.startswith("test_torch_")
+    if needs_torch and is_fast and importlib.util.find_spec("torch") is None:
+        return True
+    return None
 
 
 @pytest.fixture

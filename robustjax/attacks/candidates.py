@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 def example_keys(
-    seed: Int[Array, ""] | int, example_id: UInt32[Array, " B"], iteration: Int[Array, ""] | int
+    seed: UInt32[Array, ""], example_id: UInt32[Array, " B"], iteration: UInt32[Array, ""]
 ) -> Key[Array, " B"]:
     """One key for each example and iteration."""
     base = jax.random.key(seed)
@@ -22,8 +22,8 @@ def example_keys(
 def top_tokens(gradient: Float[Array, "A V"], top_k: int) -> Int[Array, "A K"]:
     """The ``top_k`` tokens of most negative gradient at each position, ordered by token id.
 
-    The order by id matters: ranks near the cut swap by rounding, and what is drawn from the set must
-    not change with them.
+    The order by id matters: ranks near the cut swap by rounding, and what is drawn from the set
+    must not change with them.
     """
     _, tokens = jax.lax.top_k(-gradient, top_k)
     return jnp.sort(tokens, axis=-1)
@@ -59,7 +59,7 @@ def replace_one(
 
 def random_slot(
     key: Key[Array, ""],
-    attempt: Int[Array, ""],
+    attempt: UInt32[Array, ""],
     allowed: Int[Array, " K"],
     width: int,
 ) -> Int[Array, " A"]:

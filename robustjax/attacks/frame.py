@@ -1,4 +1,4 @@
-"""What every attack stands on: the prepared prompts of one batch and what an attack may ask of them."""
+"""What every attack stands on: one batch of prepared prompts and what may be asked of it."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -77,6 +77,8 @@ class Outcome(NamedTuple):
         num_valid: ``[I, B]`` candidates that were scored.
         logits: ``[B, N]`` of the final slots.
         num_retokenised: ``[B]`` draws that did not fit their slot and were redrawn.
+        failures: reasons of the rows that could not be attacked after all; their other entries mean
+            nothing.
         flops_tokens: ``[B]`` token passes that the search stands for by the convention of
             Howe et al. 2024 (arXiv 2407.18213): a forward pass of a token counts 1, a backward pass
             2, with no credit for caching; times ``2 N`` it gives FLOPs.
@@ -89,6 +91,7 @@ class Outcome(NamedTuple):
     logits: Float[np.ndarray, "B N"]
     num_retokenised: Int[np.ndarray, " B"]
     flops_tokens: Int[np.ndarray, " B"]
+    failures: dict[int, str]
 
 
 class BatchRun:
@@ -113,17 +116,16 @@ class BatchRun:
         )
         after, after_mask = pad_rows([p.surrounding.after_ids for p in prompts], after_width, pad)
         examples = [p.example for p in prompts]
-        self.batch: PromptBatch = self.put(
-            PromptBatch(
-                np.array([e.example_id for e in examples], np.uint32),
-                before,
-                before_mask,
-                after,
-                after_mask,
-                np.array([e.label for e in examples], np.int32),
-                np.array([e.target_label for e in examples], np.int32),
-            )
+        host = (
+            np.array([e.example_id for e in examples], np.uint32),
+            before,
+            before_mask,
+            after,
+            after_mask,
+            np.array([e.label for e in examples], np.int32),
+            np.array([e.target_label for e in examples], np.int32),
         )
+        self.batch = PromptBatch(*self.put(host))
         self.prefix: Cache = encode_prefix(victim.definition, victim.params, self.batch)
         self.seed = jnp.uint32(seed)
         forbidden = np.ones(victim.definition.config.vocab, bool)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks import candidates, frame
 from robustjax.attacks.objective import (
@@ -28,6 +28,8 @@ from robustjax.attacks.objective import (
     make_tail,
     score,
 )
+from robustjax.attacks.retokenize import SlotText, clean_start
+from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
@@ -43,7 +45,7 @@ class GCG:
         num_candidates: ``C``, candidates scored in each iteration.
         top_k: promising tokens at each position.
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
-        candidate_chunk: candidates of each example scored in one pass; bounds the memory and
+        candidate_chunk: most candidates of each example scored in one pass; bounds the memory and
             changes losses by rounding only.
     """
 
@@ -57,18 +59,25 @@ class GCG:
     name = "gcg"
 
     def __post_init__(self) -> None:
-        frame.check_positive(self, "num_iterations", "num_tokens", "num_candidates", "top_k")
+        frame.check_positive(
+            self, "num_iterations", "num_tokens", "num_candidates", "top_k", "candidate_chunk"
+        )
         frame.check_position(self.position)
         if self.num_candidates > self.top_k * self.num_tokens:
             raise UserError(
                 f"num_candidates={self.num_candidates} is more than the top_k * num_tokens = "
                 f"{self.top_k * self.num_tokens} replacements there are; lower it or raise top_k"
             )
-        if self.candidate_chunk < 1 or self.num_candidates % self.candidate_chunk:
+        if self.num_candidates % self.chunk:
             raise UserError(
                 f"candidate_chunk={self.candidate_chunk} does not divide "
                 f"num_candidates={self.num_candidates}"
             )
+
+    @property
+    def chunk(self) -> int:
+        """Candidates of each example scored in one pass."""
+        return min(self.candidate_chunk, self.num_candidates)
 
 
 class Incumbent(NamedTuple):
@@ -84,6 +93,13 @@ class Incumbent(NamedTuple):
 def slot_width(attack: GCG) -> int:
     """Most tokens that a slot can have."""
     return attack.num_tokens
+
+
+def start(
+    attack: GCG, tokenizer: Tokenizer, surrounding: SlotText, seed: int, example_id: int
+) -> list[int] | None:
+    """Ids of a slot to start from, or None if none stands cleanly in its prompt."""
+    return clean_start(tokenizer, surrounding, attack.num_tokens, seed, example_id)
 
 
 def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:
@@ -107,6 +123,7 @@ def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> fra
         kept[-1].logits,
         np.zeros(len(prompts), np.int64),
         prompts * (3 * attack.num_iterations + num_valid.sum(0, dtype=np.int64)),
+        {},
     )
 
 
@@ -116,7 +133,11 @@ def init(run: frame.BatchRun) -> Int[Array, "B A"]:
 
 
 def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: int) -> Incumbent:
-    """One iteration: the host filters candidates while the device scores them."""
+    """One iteration: the host filters candidates while the device scores them.
+
+    Raises:
+        UserError: if the tokenizer has too few tokens for ``num_candidates`` replacements.
+    """
     victim = run.victim
     current, proposed = propose(
         victim.definition,
@@ -127,7 +148,7 @@ def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: 
         run.forbidden,
         run.seed,
         jnp.uint32(iteration),
-        top_k=min(attack.top_k, run.num_allowed),
+        top_k=possible_top_k(attack, run.num_allowed),
         count=attack.num_candidates,
     )
     scores = score(
@@ -137,10 +158,26 @@ def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: 
         run.batch,
         proposed,
         run.full_mask(proposed.shape),
-        chunk=attack.candidate_chunk,
+        chunk=attack.chunk,
     )
     valid = run.survivors(np.asarray(proposed), np.asarray(slots))
     return select(slots, current, proposed, scores, run.put(valid))
+
+
+def possible_top_k(attack: GCG, num_allowed: int) -> int:
+    """``top_k``, or all tokens that an attack may use if those are fewer.
+
+    Raises:
+        UserError: if these are too few to draw ``num_candidates`` replacements from.
+    """
+    top_k = min(attack.top_k, num_allowed)
+    if attack.num_candidates > top_k * attack.num_tokens:
+        raise UserError(
+            f"num_candidates={attack.num_candidates} is more than the "
+            f"{top_k * attack.num_tokens} replacements that num_tokens={attack.num_tokens} and the "
+            f"{num_allowed} tokens an attack may use of this tokenizer allow; lower it"
+        )
+    return top_k
 
 
 def programs(attack: GCG, run: frame.BatchRun) -> list[frame.Program]:
@@ -155,14 +192,14 @@ def programs(attack: GCG, run: frame.BatchRun) -> list[frame.Program]:
             functools.partial(
                 propose,
                 definition,
-                top_k=min(attack.top_k, run.num_allowed),
+                top_k=possible_top_k(attack, run.num_allowed),
                 count=attack.num_candidates,
             ),
             (params, run.prefix, run.batch, slots, run.forbidden, run.seed, jnp.uint32(0)),
             attack.num_iterations,
         ),
         frame.Program(
-            functools.partial(score, definition, chunk=attack.candidate_chunk),
+            functools.partial(score, definition, chunk=attack.chunk),
             (params, run.prefix, run.batch, proposed, mask),
             attack.num_iterations,
         ),
@@ -177,16 +214,16 @@ def propose(
     batch: PromptBatch,
     slots: Int[Array, "B A"],
     forbidden: Bool[Array, " V"],
-    seed: Int[Array, ""],
-    iteration: Int[Array, ""],
+    seed: UInt32[Array, ""],
+    iteration: UInt32[Array, ""],
     *,
     top_k: int,
     count: int,
 ) -> tuple[Scores, Int[Array, "B C A"]]:
     """Scores the incumbents and draws candidates along their gradients.
 
-    The gradient is taken with respect to the slot's embeddings and goes through the embedding matrix
-    once; no gradient of a weight is formed.
+    The gradient is taken with respect to the slot's embeddings and goes through the embedding
+    matrix once; no gradient of a weight is formed.
 
     Args:
         forbidden: token ids that must not be proposed.

@@ -7,7 +7,7 @@ is monotone.
 As RandomToken in Howe et al. 2024 (arXiv 2407.18213), except: what is scored are the ids that the
 slot's text really has inside the prompt, in a masked slot of twice the drawn length. A draw that
 does not fit (too long, or it changes its surroundings) is drawn again under the next key of its own
-sequence, and counted.
+sequence, and counted. An example for which 1,000 draws of one slot do not fit is not attacked.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks import candidates, frame, retokenize
 from robustjax.attacks.objective import score
-from robustjax.errors import UserError
+from robustjax.attacks.retokenize import SlotText
+from robustjax.data.tokens import Tokenizer
 
 _MOST_ATTEMPTS = 1_000
 
@@ -58,7 +59,22 @@ class Tried(NamedTuple):
     loss: Float[np.ndarray, "B C"]
     success: Bool[np.ndarray, "B C"]
     logits: Float[np.ndarray, "B C N"]
+
+
+class Drawn(NamedTuple):
+    """Slots that fit.
+
+    Attributes:
+        slots: re-tokenised ids.
+        mask: true at real ids; a row is empty where nothing fitted or nothing was asked for.
+        redrawn: draws of each example that were thrown away.
+        stuck: examples with a slot that nothing fitted.
+    """
+
+    slots: Int[np.ndarray, "B C W"]
+    mask: Bool[np.ndarray, "B C W"]
     redrawn: Int[np.ndarray, " B"]
+    stuck: Bool[np.ndarray, " B"]
 
 
 def slot_width(attack: RandomToken) -> int:
@@ -66,11 +82,23 @@ def slot_width(attack: RandomToken) -> int:
     return 2 * attack.num_tokens
 
 
+def start(
+    attack: RandomToken, tokenizer: Tokenizer, surrounding: SlotText, seed: int, example_id: int
+) -> list[int]:
+    """Nothing: no slot depends on one before it."""
+    return []
+
+
 def search(attack: RandomToken, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:
     """Runs the attack on one batch; ``tick`` hears of each pass's iterations."""
     tried = []
+    redrawn = np.zeros(len(run.prompts), np.int64)
+    stuck = np.zeros(len(run.prompts), bool)
     for iterations in passes(attack):
-        tried.append(step(attack, run, iterations))
+        drawn = draw_fitting(attack, run, iterations, stuck)
+        tried.append(step(run, drawn))
+        redrawn += drawn.redrawn
+        stuck |= drawn.stuck
         tick(int((iterations <= attack.num_iterations).sum()))
     count = attack.num_iterations
     slots, mask, loss, success, logits = (
@@ -90,21 +118,26 @@ def search(attack: RandomToken, run: frame.BatchRun, tick: Callable[[int], None]
         np.take_along_axis(success, shown, 1).T,
         np.ones((count, len(rows)), np.int64),
         logits[rows, shown[:, -1]],
-        sum(one.redrawn for one in tried),
+        redrawn,
         run.lengths * count + mask.sum((1, 2)),
+        {
+            int(row): f"no random slot of {attack.num_tokens} tokens stands cleanly in its text at "
+            f"position {attack.position} in {_MOST_ATTEMPTS} draws"
+            for row in np.flatnonzero(stuck)
+        },
     )
 
 
-def passes(attack: RandomToken) -> list[Int[np.ndarray, " C"]]:
+def passes(attack: RandomToken) -> list[UInt32[np.ndarray, " C"]]:
     """Iteration numbers of each pass; the last one is filled up with iterations not asked for."""
     width = min(attack.iterations_per_pass, attack.num_iterations)
     starts = range(1, attack.num_iterations + 1, width)
     return [np.arange(start, start + width, dtype=np.uint32) for start in starts]
 
 
-def step(attack: RandomToken, run: frame.BatchRun, iterations: Int[np.ndarray, " C"]) -> Tried:
-    """Draws and scores the slots of these iterations."""
-    slots, mask, redrawn = draw_fitting(attack, run, iterations)
+def step(run: frame.BatchRun, drawn: Drawn) -> Tried:
+    """Scores the slots of one pass."""
+    slots, mask = drawn.slots, drawn.mask
     victim = run.victim
     scores = score(
         victim.definition,
@@ -115,7 +148,7 @@ def step(attack: RandomToken, run: frame.BatchRun, iterations: Int[np.ndarray, "
         run.put(mask),
         chunk=slots.shape[1],
     )
-    return Tried(slots, mask, *frame.fetch(scores), redrawn)
+    return Tried(slots, mask, *frame.fetch(scores))
 
 
 def programs(attack: RandomToken, run: frame.BatchRun) -> list[frame.Program]:
@@ -130,22 +163,20 @@ def programs(attack: RandomToken, run: frame.BatchRun) -> list[frame.Program]:
 
 
 def draw_fitting(
-    attack: RandomToken, run: frame.BatchRun, iterations: Int[np.ndarray, " C"]
-) -> tuple[Int[np.ndarray, "B C W"], Bool[np.ndarray, "B C W"], Int[np.ndarray, " B"]]:
-    """Draws slots until all of them fit.
-
-    Returns:
-        Re-tokenised slots, their mask, and how many draws of each example were thrown away.
-
-    Raises:
-        UserError: if some slot finds no fitting draw in 1,000 attempts.
-    """
-    tokenizer = run.victim.tokenizer
-    width = 2 * attack.num_tokens
-    attempts = np.zeros((len(run.prompts), len(iterations)), np.uint32)
+    attack: RandomToken,
+    run: frame.BatchRun,
+    iterations: UInt32[np.ndarray, " C"],
+    given_up: Bool[np.ndarray, " B"],
+) -> Drawn:
+    """Draws until every slot fits; examples given up and iterations not asked for get none."""
+    tokenizer, put = run.victim.tokenizer, run.victim.put_examples
     allowed = run.victim.put_replicated(tokenizer.allowed_attack_ids)
-    put = run.victim.put_examples
-    while True:
+    shape = (len(run.prompts), len(iterations))
+    slots = np.full((*shape, slot_width(attack)), tokenizer.pad_id, np.int32)
+    mask = np.zeros(slots.shape, bool)
+    attempts = np.zeros(shape, np.uint32)
+    wanted = ~given_up[:, None] & (iterations <= attack.num_iterations)
+    while wanted.any():
         drawn = draw(
             run.seed,
             run.batch.example_id,
@@ -154,19 +185,20 @@ def draw_fitting(
             allowed,
             width=attack.num_tokens,
         )
-        slots, mask, fits = retokenize.retokenise(
-            tokenizer, run.surroundings, np.asarray(drawn), width
+        rows, columns = np.nonzero(wanted)
+        new_slots, new_mask, fits = retokenize.retokenise(
+            tokenizer,
+            [run.prompts[row].surrounding for row in rows],
+            np.asarray(drawn)[rows, columns][:, None],
+            slots.shape[-1],
         )
-        if fits.all():
-            return slots, mask, attempts.sum(1, dtype=np.int64)
-        attempts += ~fits
-        if attempts.max() >= _MOST_ATTEMPTS:
-            row = int(attempts.max(1).argmax())
-            raise UserError(
-                f"example {run.prompts[row].example.example_id}: no random slot of "
-                f"num_tokens={attack.num_tokens} stands cleanly in its text in {_MOST_ATTEMPTS} "
-                "draws; use another position or tokenizer"
-            )
+        slots[rows, columns], mask[rows, columns] = new_slots[:, 0], new_mask[:, 0]
+        wanted[rows, columns] = ~fits[:, 0]
+        attempts += wanted
+        wanted &= attempts < _MOST_ATTEMPTS
+    stuck = (attempts >= _MOST_ATTEMPTS).any(1)
+    redrawn = attempts.sum(1, dtype=np.int64)
+    return Drawn(slots, mask, redrawn, np.asarray(stuck))
 
 
 @functools.partial(jax.jit, static_argnames=("width",))

@@ -1,8 +1,8 @@
 """Text and tokens of an attack slot: what is reported must re-tokenise to what was scored.
 
-A prompt is text ``before + slot + after``; the model reads ids ``before_ids + slot_ids + after_ids``.
-The two agree only if tokenising the joined text gives exactly those ids. ``SlotText`` knows one
-prompt's surroundings and answers that for many slots with two batched tokenizer calls.
+A prompt is text ``before + slot + after``; the model reads ids ``before_ids + slot_ids +
+after_ids``. The two agree only if tokenising the joined text gives exactly those ids. ``SlotText``
+knows one prompt's surroundings and answers that for many slots with two batched tokenizer calls.
 
 Only the slot's neighbourhood is tokenised where that provably gives the same verdict: the left edge
 is the start of a word, with a letter or digit before it and at least two words between it and the
@@ -118,7 +118,7 @@ def retokenise(
 
     Returns:
         New ids padded on the right, their mask, and which slots fit: at least one and at most
-        ``width`` ids, with nothing changed before or after.
+        ``width`` ids, none of them special, with nothing changed before or after.
     """
     examples, count, drawn = slots.shape
     texts = tokenizer.decode(slots.reshape(-1, drawn).tolist())
@@ -129,7 +129,8 @@ def retokenise(
     fits = np.zeros(examples * count, bool)
     for index, (surrounding, row) in enumerate(zip(around, joined, strict=True)):
         middle = surrounding.middle(row)
-        if middle and len(middle) <= width:
+        # The text of ordinary tokens may spell a special one.
+        if middle and len(middle) <= width and tokenizer.special_ids.isdisjoint(middle):
             ids[index, : len(middle)] = middle
             mask[index, : len(middle)] = True
             fits[index] = True

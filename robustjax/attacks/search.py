@@ -1,4 +1,4 @@
-"""The one driver of every attack: prompts to length buckets, buckets to batches, batches to outcomes."""
+"""The one driver of every attack: prompts to buckets, buckets to batches, batches to outcomes."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from robustjax.attacks import gcg, random_token
 from robustjax.attacks.frame import BatchRun, Outcome, Prompt, check_positive
-from robustjax.attacks.retokenize import SlotText, clean_start
+from robustjax.attacks.retokenize import SlotText
 from robustjax.data.batching import bucket_for, check_edges
 from robustjax.data.prompts import ChunkKind, Example, split_at_slot
 from robustjax.models.victim import BUCKET_EDGES, Victim
@@ -19,12 +19,15 @@ _MODULES: dict[type, types.ModuleType] = {
     random_token.RandomToken: random_token,
 }
 
-ATTACKS: dict[str, type] = {settings.name: settings for settings in _MODULES}
+ATTACKS: dict[str, type] = {
+    gcg.GCG.name: gcg.GCG,
+    random_token.RandomToken.name: random_token.RandomToken,
+}
 """Settings class of every attack by name."""
 
 
 def module_of(attack: Attack) -> types.ModuleType:
-    """The file of an attack: ``slot_width``, ``search`` and ``programs``."""
+    """The file of an attack: ``slot_width``, ``start``, ``search`` and ``programs``."""
     return _MODULES[type(attack)]
 
 
@@ -45,6 +48,9 @@ class SearchConfig:
         check_edges(self.edges)
 
 
+DEFAULT_CONFIG = SearchConfig()
+
+
 def prepare(
     victim: Victim,
     examples: Sequence[Example],
@@ -52,13 +58,14 @@ def prepare(
     attack: Attack,
     seed: int,
 ) -> tuple[list[Prompt], dict[int, str]]:
-    """Finds a clean slot in every example.
+    """Finds a slot to start from in every example.
 
     Returns:
         The prompts that can be attacked, and for the other examples (by id) the reason why not.
     """
     prompts, failures = [], {}
-    width = module_of(attack).slot_width(attack)
+    module = module_of(attack)
+    width = module.slot_width(attack)
     for example in examples:
         before, after = split_at_slot(example, chunk_kinds, attack.position)
         surrounding = SlotText.surrounding(victim.tokenizer, before, after)
@@ -68,9 +75,7 @@ def prepare(
                 f"prompt and slot take {length} tokens, more than the context of {victim.context}"
             )
             continue
-        slot = clean_start(
-            victim.tokenizer, surrounding, attack.num_tokens, seed, example.example_id
-        )
+        slot = module.start(attack, victim.tokenizer, surrounding, seed, example.example_id)
         if slot is None:
             failures[example.example_id] = (
                 f"no slot of {attack.num_tokens} tokens re-tokenises to itself at position "

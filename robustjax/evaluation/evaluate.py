@@ -1,16 +1,16 @@
 """Attacking examples and writing down what came of it, one record an example.
 
 The search works on token arrays; here its outcomes become records: text, success and loss of every
-iteration, compute, and why an example could not be attacked. Records are appended batch by batch, so
-an interrupted evaluation goes on where it stopped and ends with the same file.
+iteration, compute, and why an example could not be attacked. Records are appended batch by batch,
+so an interrupted evaluation goes on where it stopped and ends with the same file.
 """
 
 import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from robustjax.attacks.frame import BatchRun, Outcome, Prompt
 from robustjax.attacks.objective import encode_prefix
 from robustjax.attacks.search import Attack, PlannedBatch, SearchConfig
 from robustjax.data.prompts import ChunkKind, Example
+from robustjax.errors import UserError
 from robustjax.evaluation import flops, records
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 from robustjax.models.victim import Victim
@@ -43,7 +44,9 @@ class Timing:
 
     def to_json(self) -> dict[str, float | None]:
         """The figures of ``timing.json``."""
-        per_example = self.seconds_search / self.example_iterations if self.example_iterations else None
+        per_example = (
+            self.seconds_search / self.example_iterations if self.example_iterations else None
+        )
         return {
             "seconds": self.seconds,
             "seconds_compile": self.seconds_compile,
@@ -51,7 +54,9 @@ class Timing:
         }
 
 
-def accuracy(victim: Victim, examples: Sequence[Example], logits: np.ndarray | None = None) -> float:
+def accuracy(
+    victim: Victim, examples: Sequence[Example], logits: np.ndarray | None = None
+) -> float:
     """Share of examples whose clean text is answered correctly."""
     if logits is None:
         logits = victim.logits([example.text for example in examples])
@@ -66,7 +71,7 @@ def attack_examples(
     attack: Attack,
     *,
     seed: int = 0,
-    config: SearchConfig = SearchConfig(),
+    config: SearchConfig = search.DEFAULT_CONFIG,
     only_correct: bool = True,
     max_attacked: int | None = None,
     path: str | os.PathLike[str] | None = None,
@@ -76,7 +81,8 @@ def attack_examples(
 
     Args:
         victim: the model.
-        examples: what to attack; ids must differ.
+        examples: what to attack; ids must differ. One that cannot be attacked (too long, no clean
+            slot) gets a record that says why.
         chunk_kinds: the task's chunk kinds.
         attack: the attack's settings.
         seed: keys all randomness, together with the example's id.
@@ -89,31 +95,35 @@ def attack_examples(
 
     Returns:
         Records (those that need no search first, then bucket by bucket) and the time spent.
+
+    Raises:
+        UserError: repeated ids; a file of other records at ``path``.
     """
     timing = Timing()
     started = time.perf_counter()
-    logits = victim.logits([example.text for example in examples])
-    correct = logits.argmax(-1) == np.array([example.label for example in examples])
-    wanted = correct if only_correct else np.ones(len(examples), bool)
+    _check_ids(examples)
+    clean = _answers(victim, examples)
+    wanted = [
+        answer.failure is None and (answer.correct or not only_correct) for answer in clean.values()
+    ]
     if max_attacked is not None:
-        last = np.searchsorted(np.cumsum(wanted), max_attacked)
-        examples, wanted = examples[: last + 1], wanted[: last + 1]
-    clean = {
-        example.example_id: (bool(ok), scores.tolist())
-        for example, ok, scores in zip(examples, correct, logits, strict=False)
-    }
+        end = int(np.searchsorted(np.cumsum(wanted), max_attacked)) + 1
+        examples, wanted = examples[:end], wanted[:end]
     attacked = [example for example, take in zip(examples, wanted, strict=True) if take]
     prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed)
-    blank = functools.partial(
-        _record_without_search, clean=clean, position=attack.position, seed=seed
-    )
     idle = [
-        blank(example, failure=failures.get(example.example_id))
+        _blank_record(
+            example,
+            clean[example.example_id],
+            failures.get(example.example_id) or clean[example.example_id].failure,
+            attack,
+            seed,
+        )
         for example, take in zip(examples, wanted, strict=True)
         if not take or example.example_id in failures
     ]
     batches = search.plan(prompts, config)
-    done, remaining = _resume(path, idle, batches)
+    done, remaining = _resume(path, idle, batches, attack, seed)
 
     total = len(prompts) * attack.num_iterations
     before = sum(len(record.iterations) for record in done)
@@ -127,8 +137,44 @@ def attack_examples(
             if path is not None:
                 records.append_records(path, new)
             done.extend(new)
+            ticker.restart_clock()
     timing.seconds = time.perf_counter() - started
     return done, timing
+
+
+class _Answer(NamedTuple):
+    """What the victim says to a clean text, or why it cannot be asked."""
+
+    correct: bool
+    logits: list[float]
+    failure: str | None
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    ids = [example.example_id for example in examples]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise UserError(f"two examples have the example_id {twice}; give each its own")
+
+
+def _answers(victim: Victim, examples: Sequence[Example]) -> dict[int, _Answer]:
+    """The victim's answers to the clean texts by example id, in the order of the examples."""
+    rows = victim.tokenizer.encode([example.text for example in examples])
+    fits = [1 <= len(row) <= victim.context for row in rows]
+    scores = iter(victim.logits_of_ids([row for row, fit in zip(rows, fits, strict=True) if fit]))
+    answers = {}
+    for example, row, fit in zip(examples, rows, fits, strict=True):
+        if fit:
+            logits = next(scores)
+            answer = _Answer(bool(logits.argmax() == example.label), logits.tolist(), None)
+        else:
+            reason = (
+                f"the text has {len(row)} tokens; between 1 and the model's context of "
+                f"{victim.context} are possible"
+            )
+            answer = _Answer(False, [], reason)
+        answers[example.example_id] = answer
+    return answers
 
 
 class _Ticker:
@@ -138,6 +184,10 @@ class _Ticker:
         self._timing, self._progress = timing, progress
         self._last = time.perf_counter()
         self._seen: set[tuple[int, int]] = set()
+
+    def restart_clock(self) -> None:
+        """Leaves out what has passed since the last tick: counting FLOPs and writing records."""
+        self._last = time.perf_counter()
 
     def __call__(self, batch: PlannedBatch, iterations: int) -> None:
         now = time.perf_counter()
@@ -175,12 +225,27 @@ def _resume(
     path: str | os.PathLike[str] | None,
     idle: list[AttackRecord],
     batches: list[PlannedBatch],
+    attack: Attack,
+    seed: int,
 ) -> tuple[list[AttackRecord], list[PlannedBatch]]:
     """Keeps the batches that are recorded whole, and returns what is still to do."""
     if path is None:
         return list(idle), batches
     known = {record.example_id: record for record in records.read_complete_records(path)}
-    done, remaining = list(idle), []
+    expected = {record.example_id for record in idle} | {
+        prompt.example.example_id for batch in batches for prompt in batch.prompts
+    }
+    for record in known.values():
+        same = (record.seed, record.position) == (seed, attack.position)
+        finished = len(record.iterations) in (0, attack.num_iterations)
+        if record.example_id not in expected or not same or not finished:
+            raise UserError(
+                f"{os.fspath(path)} holds records of another attack (example_id "
+                f"{record.example_id}, seed {record.seed}, position {record.position}, "
+                f"{len(record.iterations)} iterations); give another path or delete it"
+            )
+    done = list(idle)
+    remaining: list[PlannedBatch] = []
     for batch in batches:
         ids = [prompt.example.example_id for prompt in batch.prompts]
         if not remaining and all(i in known for i in ids):
@@ -191,27 +256,22 @@ def _resume(
     return done, remaining
 
 
-def _record_without_search(
-    example: Example,
-    *,
-    failure: str | None,
-    clean: dict[int, tuple[bool, list[float]]],
-    position: float,
-    seed: int,
+def _blank_record(
+    example: Example, clean: _Answer, failure: str | None, attack: Attack, seed: int
 ) -> AttackRecord:
-    correct, logits = clean[example.example_id]
+    """The record of an example that was not attacked."""
     return AttackRecord(
         example_id=example.example_id,
         label=example.label,
         target_label=example.target_label,
-        correct_before=correct,
+        correct_before=clean.correct,
         attacked_text=None,
         success=False,
         logits=None,
-        clean_logits=logits,
+        clean_logits=clean.logits,
         iterations=[],
         num_retokenised=0,
-        position=position,
+        position=attack.position,
         seed=seed,
         flops_algorithmic=0,
         flops_executed=0,
@@ -223,7 +283,7 @@ def _records(
     batch: PlannedBatch,
     run: BatchRun,
     outcome: Outcome,
-    clean: dict[int, tuple[bool, list[float]]],
+    clean: dict[int, _Answer],
     attack: Attack,
     seed: int,
     executed: int,
@@ -234,7 +294,9 @@ def _records(
 
     def record(row: int, prompt: Prompt) -> AttackRecord:
         example = prompt.example
-        correct, clean_logits = clean[example.example_id]
+        answer = clean[example.example_id]
+        if row in outcome.failures:
+            return _blank_record(example, answer, outcome.failures[row], attack, seed)
         iterations = [
             IterationRecord(
                 loss=float(outcome.loss[i, row]),
@@ -249,11 +311,11 @@ def _records(
             example_id=example.example_id,
             label=example.label,
             target_label=example.target_label,
-            correct_before=correct,
+            correct_before=answer.correct,
             attacked_text=surrounding.before + iterations[-1].slot_text + surrounding.after,
             success=iterations[-1].success,
             logits=outcome.logits[row].tolist(),
-            clean_logits=clean_logits,
+            clean_logits=answer.logits,
             iterations=iterations,
             num_retokenised=int(outcome.num_retokenised[row]),
             position=attack.position,

@@ -1,10 +1,11 @@
 """Compute, counted twice.
 
-*Algorithmic*: the convention of Howe et al. 2024 (arXiv 2407.18213), 2 N FLOPs for a token's forward
-pass and 4 N for its backward pass, N with embeddings, no credit for caching, padding not counted.
+*Algorithmic*: the convention of Howe et al. 2024 (arXiv 2407.18213), 2 N FLOPs for a token's
+forward pass and 4 N for its backward pass, N with embeddings, no credit for caching, padding not
+counted.
 
-*Executed*: the dot products of the programs that ran, read from their jaxprs; a scan's body counts as
-often as it runs; attention included; padding and filtered candidates included, because they ran.
+*Executed*: the dot products of the programs that ran, read from their jaxprs; a scan's body counts
+as often as it runs; attention included; padding and filtered candidates included, because they ran.
 """
 
 import math

@@ -38,7 +38,8 @@ def canonical_json(value: Any, indent: int | None = None) -> str:
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 file so that a reader sees the old content or the new, never a part."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Always the same name: what a killed process left is written over and renamed by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             file.write(text)

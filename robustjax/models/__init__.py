@@ -1,1 +1,1 @@
-"""The model family in Flax NNX: definitions, registry, loading, and the victim that attacks query."""
+"""The model family in Flax NNX: definitions, registry, loading, and the victim."""

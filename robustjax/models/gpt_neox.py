@@ -5,22 +5,26 @@ Hugging Face ``gpt_neox`` configuration, whose field values the named constructo
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from robustjax.models.config_fields import ConfigFields
 from robustjax.models.layers import (
     Context,
-    Embedding,
     LayerNorm,
     Linear,
     Numerics,
+    Trunk,
     attend,
     gather_tokens,
+    rotary_frequencies,
     rotate,
 )
+from robustjax.models.port import AxesTree, Names, Port
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,28 +142,36 @@ class GPTNeoXBlock(nnx.Module):
             fused[..., part * config.head_width : (part + 1) * config.head_width]
             for part in range(3)
         )
-        turn = {"rotary_dims": config.rotary_dims, "theta": config.rotary_theta}
-        return rotate(queries, positions, **turn), rotate(keys, positions, **turn), values
+        turns = rotary_frequencies(config.rotary_dims, config.rotary_theta)
+        return rotate(queries, positions, turns), rotate(keys, positions, turns), values
 
     def _mlp(self, x: Array) -> Array:
         return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
 
 
-class GPTNeoXTrunk(nnx.Module):
-    """What stands around the blocks: embedding, final norm, and a head (classes or vocabulary)."""
+def trunk(
+    config: GPTNeoXConfig,
+    numerics: Numerics,
+    *,
+    head: Literal["classifier", "lm"],
+    outputs: int,
+    rngs: nnx.Rngs,
+) -> Trunk:
+    """What stands around the blocks; no head is tied."""
+    del head
+    return Trunk(
+        config.vocab,
+        config.width,
+        final_norm=LayerNorm(config.width, epsilon=config.norm_epsilon, numerics=numerics),
+        outputs=outputs,
+        is_tied=False,
+        init_scale=config.init_scale,
+        numerics=numerics,
+        rngs=rngs,
+    )
 
-    def __init__(self, config: GPTNeoXConfig, numerics: Numerics, *, outputs: int, rngs: nnx.Rngs):
-        scale = config.init_scale
-        self.embed = Embedding(
-            config.vocab, config.width, init_scale=scale, numerics=numerics, rngs=rngs
-        )
-        self.final_norm = LayerNorm(config.width, epsilon=config.norm_epsilon, numerics=numerics)
-        self.head = Linear(
-            config.width, outputs, use_bias=False, init_scale=0.02, numerics=numerics, rngs=rngs
-        )
 
-
-BLOCK_AXES = {
+BLOCK_AXES: AxesTree = {
     "attention_norm": {"scale": ("embed",), "bias": ("embed",)},
     "mlp_norm": {"scale": ("embed",), "bias": ("embed",)},
     "qkv": {"kernel": ("embed", "heads"), "bias": ("heads",)},
@@ -167,36 +179,90 @@ BLOCK_AXES = {
     "mlp_in": {"kernel": ("embed", "mlp"), "bias": ("mlp",)},
     "mlp_out": {"kernel": ("mlp", "embed"), "bias": ("embed",)},
 }
-"""Logical axes of one block's weights (``runtime.mesh`` maps them to the mesh)."""
 
-TRUNK_AXES = {
-    "embed": {"embedding": ("vocab", "embed")},
-    "final_norm": {"scale": ("embed",), "bias": ("embed",)},
-    "head": {"kernel": ("embed", "vocab")},
-}
-"""Logical axes of the weights around the blocks."""
+NAMES = Names(
+    prefix="gpt_neox.",
+    block_prefix="layers.{}.",
+    block={
+        "input_layernorm.weight": ("attention_norm", "scale"),
+        "input_layernorm.bias": ("attention_norm", "bias"),
+        "post_attention_layernorm.weight": ("mlp_norm", "scale"),
+        "post_attention_layernorm.bias": ("mlp_norm", "bias"),
+        "attention.query_key_value.weight": ("qkv", "kernel"),
+        "attention.query_key_value.bias": ("qkv", "bias"),
+        "attention.dense.weight": ("attention_out", "kernel"),
+        "attention.dense.bias": ("attention_out", "bias"),
+        "mlp.dense_h_to_4h.weight": ("mlp_in", "kernel"),
+        "mlp.dense_h_to_4h.bias": ("mlp_in", "bias"),
+        "mlp.dense_4h_to_h.weight": ("mlp_out", "kernel"),
+        "mlp.dense_4h_to_h.bias": ("mlp_out", "bias"),
+    },
+    trunk={
+        "embed_in.weight": ("embed", "embedding"),
+        "final_layer_norm.weight": ("final_norm", "scale"),
+        "final_layer_norm.bias": ("final_norm", "bias"),
+    },
+    lm_head="embed_out.weight",
+    ignored=("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq"),
+)
 
-HF_BLOCK_KEYS = {
-    "input_layernorm.weight": ("attention_norm", "scale"),
-    "input_layernorm.bias": ("attention_norm", "bias"),
-    "post_attention_layernorm.weight": ("mlp_norm", "scale"),
-    "post_attention_layernorm.bias": ("mlp_norm", "bias"),
-    "attention.query_key_value.weight": ("qkv", "kernel"),
-    "attention.query_key_value.bias": ("qkv", "bias"),
-    "attention.dense.weight": ("attention_out", "kernel"),
-    "attention.dense.bias": ("attention_out", "bias"),
-    "mlp.dense_h_to_4h.weight": ("mlp_in", "kernel"),
-    "mlp.dense_h_to_4h.bias": ("mlp_in", "bias"),
-    "mlp.dense_4h_to_h.weight": ("mlp_out", "kernel"),
-    "mlp.dense_4h_to_h.bias": ("mlp_out", "bias"),
-}
-"""Hugging Face names below ``gpt_neox.layers.N.``; every ``kernel`` is the transposed ``weight``."""
 
-HF_TRUNK_KEYS = {
-    "gpt_neox.embed_in.weight": ("embed", "embedding"),
-    "gpt_neox.final_layer_norm.weight": ("final_norm", "scale"),
-    "gpt_neox.final_layer_norm.bias": ("final_norm", "bias"),
-}
-HF_HEAD_KEYS = {"classifier": "score.weight", "lm": "embed_out.weight"}
-HF_IGNORED = ("attention.bias", "attention.masked_bias", "rotary_emb.inv_freq")
-"""Buffers of older checkpoints that hold no weights."""
+def config_from_hugging_face(content: Mapping[str, Any]) -> GPTNeoXConfig:
+    """Reads a `config.json` of model type `gpt_neox`."""
+    fields = ConfigFields(content)
+    fields.require("hidden_act", "gelu", default="gelu")
+    fields.require("attention_bias", True, default=True)
+    fields.require("tie_word_embeddings", False, default=False)
+    rope = fields.rope(theta_name="rotary_emb_base")
+    rope.require("rope_type", "default", default="default")
+    share = fields.get("rotary_pct", 0.25)
+    return GPTNeoXConfig(
+        vocab=fields.get("vocab_size"),
+        width=fields.get("hidden_size"),
+        layers=fields.get("num_hidden_layers"),
+        heads=fields.get("num_attention_heads"),
+        hidden=fields.get("intermediate_size"),
+        context=fields.get("max_position_embeddings", 2048),
+        rotary_fraction=rope.get("partial_rotary_factor", share),
+        rotary_theta=float(rope.get("rope_theta", 10_000.0)),
+        norm_epsilon=fields.get("layer_norm_eps", 1e-5),
+        parallel_residual=fields.get("use_parallel_residual", True),
+        init_scale=fields.get("initializer_range", 0.02),
+    )
+
+
+def config_to_hugging_face(config: GPTNeoXConfig) -> dict[str, Any]:
+    """The `config.json` of a config, in the older spelling that every version reads."""
+    return {
+        "model_type": "gpt_neox",
+        "architectures": {
+            "classifier": "GPTNeoXForSequenceClassification",
+            "lm": "GPTNeoXForCausalLM",
+        },
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.hidden,
+        "max_position_embeddings": config.context,
+        "rotary_pct": config.rotary_fraction,
+        "rotary_emb_base": config.rotary_theta,
+        "layer_norm_eps": config.norm_epsilon,
+        "use_parallel_residual": config.parallel_residual,
+        "initializer_range": config.init_scale,
+        "hidden_act": "gelu",
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    }
+
+
+PORT = Port(
+    config_type=GPTNeoXConfig,
+    model_types=("gpt_neox",),
+    block=GPTNeoXBlock,
+    trunk=trunk,
+    block_axes=BLOCK_AXES,
+    names=NAMES,
+    config_from_hugging_face=config_from_hugging_face,
+    config_to_hugging_face=config_to_hugging_face,
+)

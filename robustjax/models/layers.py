@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -55,6 +56,7 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """Maps the last axis."""
         dtype = self.numerics.compute_dtype
         y = jnp.einsum(
             "...i,io->...o",
@@ -76,6 +78,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), numerics.param_dtype))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalises the last axis."""
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -96,23 +99,84 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(table.astype(numerics.param_dtype))
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Looks up the rows of the tokens."""
         return self.embedding[...].astype(self.numerics.compute_dtype)[tokens]
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm with scale, computed in float32, returned in the input's type."""
+
+    def __init__(self, features: int, *, epsilon: float, numerics: Numerics):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((features,), numerics.param_dtype))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalises the last axis."""
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.square(wide).mean(-1, keepdims=True)
+        normal = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), normal.shape)
+        return (normal * scale).astype(x.dtype)
+
+
+class Trunk(nnx.Module):
+    """What stands around the blocks: embedding, final norm, and a head (classes or vocabulary).
+
+    A tied head has no weights: it reads the embedding table (sharing by use, so that a parameter
+    tree never holds one array twice).
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        *,
+        final_norm: nnx.Module,
+        outputs: int,
+        is_tied: bool,
+        init_scale: float,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+    ):
+        self.numerics = numerics
+        self.embed = Embedding(vocab, width, init_scale=init_scale, numerics=numerics, rngs=rngs)
+        self.final_norm = final_norm
+        self.head = (
+            None
+            if is_tied
+            else Linear(
+                width, outputs, use_bias=False, init_scale=0.02, numerics=numerics, rngs=rngs
+            )
+        )
+
+    def project(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch N"]:
+        """Final norm and head: float32 scores of classes, or of the vocabulary."""
+        normal = self.final_norm(hidden)
+        if self.head is not None:
+            return self.head(normal).astype(jnp.float32)
+        table = self.embed.embedding[...].astype(self.numerics.compute_dtype)
+        precision = self.numerics.matmul_precision
+        return jnp.einsum("...d,vd->...v", normal, table, precision=precision).astype(jnp.float32)
+
+
+def rotary_frequencies(rotary_dims: int, theta: float) -> Float[np.ndarray, " half"]:
+    """Radians per position of each pair of rotated dimensions, rounded to float32 once."""
+    half = rotary_dims // 2
+    return (theta ** (-np.arange(half) / half)).astype(np.float32)
 
 
 def rotate(
     x: Float[Array, "B C T H K"],
     positions: Int[Array, "B C T"],
-    *,
-    rotary_dims: int,
-    theta: float,
+    frequencies: Float[np.ndarray, " half"],
 ) -> Float[Array, "B C T H K"]:
-    """Rotary position embedding (half-split form) on the first ``rotary_dims`` of each head.
+    """Rotary position embedding (half-split form) on the first ``2 x half`` of each head.
 
     Angles are float32: bfloat16 rounds position 257 to 256.
     """
-    half = rotary_dims // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None].astype(jnp.float32) * frequency[None, None, None, :]
+    half = len(frequencies)
+    rotary_dims = 2 * half
+    angle = positions[..., None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angle)[:, :, :, None, :], jnp.sin(angle)[:, :, :, None, :]
     first, second = (
         x[..., :half].astype(jnp.float32),

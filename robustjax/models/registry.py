@@ -1,6 +1,7 @@
 """Scaling points: the architecture facts of every model of the family, and nothing else.
 
-Pythia shapes: Biderman et al. 2023 (arXiv 2304.01373) and the published configurations. Parameter
+Shapes: Biderman et al. 2023 (arXiv 2304.01373) for Pythia, Qwen Team 2024 (arXiv 2412.15115) for
+Qwen2.5, and the published configurations. Parameter
 counts with a two-class head: Howe et al. 2024 (arXiv 2407.18213). How a point is run (batch,
 learning rate, mesh) stands in ``configs/points.py``.
 """
@@ -9,6 +10,8 @@ import dataclasses
 
 from robustjax.errors import UserError
 from robustjax.models.gpt_neox import GPTNeoXConfig
+from robustjax.models.port import ModelConfig
+from robustjax.models.qwen2 import Qwen2Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ScalingPoint:
 
     name: str
     family: str
-    config: GPTNeoXConfig
+    config: ModelConfig
     classifier_params: int
     hub_name: str = ""
     scanned: bool = False
@@ -40,6 +43,47 @@ def _pythia(
     name = f"pythia-{size}"
     return ScalingPoint(
         name, "pythia", config, classifier_params, f"EleutherAI/{name}", scanned=layers > 12
+    )
+
+
+def _qwen(
+    size: str,
+    layers: int,
+    width: int,
+    heads: int,
+    key_value_heads: int,
+    hidden: int,
+    classifier_params: int,
+    *,
+    is_tied: bool = False,
+    norm_epsilon: float = 1e-6,
+) -> tuple[ScalingPoint, ScalingPoint]:
+    """A base model and the instruct model of the same shape."""
+    config = Qwen2Config(
+        vocab=151_936 if width <= 2048 else 152_064,
+        width=width,
+        layers=layers,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        head_width=width // heads,
+        hidden=hidden,
+        is_tied=is_tied,
+        norm_epsilon=norm_epsilon,
+    )
+    instruct = dataclasses.replace(config, norm_epsilon=1e-6)
+    hub_name = f"Qwen/Qwen2.5-{size.upper()}"
+    return (
+        ScalingPoint(
+            f"qwen2.5-{size}", "qwen2.5", config, classifier_params, hub_name, scanned=True
+        ),
+        ScalingPoint(
+            f"qwen2.5-{size}-instruct",
+            "qwen2.5-chat",
+            instruct,
+            classifier_params,
+            f"{hub_name}-Instruct",
+            scanned=True,
+        ),
     )
 
 
@@ -63,7 +107,7 @@ NANO_VOCAB = 512
 """Vocabulary of the nano ladder's tokenizer: 256 bytes, one special token, 255 merges."""
 
 _POINTS = (
-    _nano("27k", 2, 24, 3, 26_832),
+    _nano("27k", 2, 24, 2, 26_832),
     _nano("80k", 2, 48, 4, 81_312),
     _nano("230k", 4, 64, 4, 232_960),
     _nano("500k", 4, 96, 6, 496_896),
@@ -78,6 +122,13 @@ _POINTS = (
     _pythia("2.8b", 32, 2560, 32, 2_646_435_840),
     _pythia("6.9b", 32, 4096, 32, 6_650_740_736, vocab=50_432),
     _pythia("12b", 36, 5120, 40, 11_586_560_000, vocab=50_688),
+    *_qwen("0.5b", 24, 896, 14, 2, 4864, 494_034_560, is_tied=True),
+    *_qwen("1.5b", 28, 1536, 12, 2, 8960, 1_543_717_376, is_tied=True),
+    *_qwen("3b", 36, 2048, 16, 2, 11_008, 3_085_942_784, is_tied=True),
+    *_qwen("7b", 28, 3584, 28, 4, 18_944, 7_070_626_304),
+    *_qwen("14b", 48, 5120, 40, 8, 13_824, 13_991_476_224, norm_epsilon=1e-5),
+    *_qwen("32b", 64, 5120, 40, 8, 27_648, 31_985_318_912, norm_epsilon=1e-5),
+    *_qwen("72b", 80, 8192, 64, 8, 29_568, 71_460_511_744, norm_epsilon=1e-5),
 )
 
 POINTS = {point.name: point for point in _POINTS}

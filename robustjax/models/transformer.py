@@ -1,9 +1,10 @@
 """One forward pass for every port: pure functions over a plain parameter tree.
 
-``params`` is ``{"embed", "blocks", "final_norm", "head"}``. ``blocks`` is either one tree whose leaves
-carry a leading layer axis (``scanned``: one compiled body, quick to compile, the choice for many
-layers) or a tree per layer under ``"00", "01", ...`` (unrolled: no copy of a layer's slice out of the
-stack, faster where a pass is small). Everything else is indifferent to which.
+``params`` is ``{"embed", "blocks", "final_norm", "head"}``; a head tied to the embedding has no
+weights and no entry. ``blocks`` is either one tree whose leaves carry a leading layer axis
+(``scanned``: one compiled body, quick to compile, the choice for many layers) or a tree per layer
+under ``"00", "01", ...`` (unrolled: no copy of a layer's slice out of the stack, faster where a
+pass is small). Everything else is indifferent to which.
 
 The key/value cache is an argument and a result. ``encode`` runs tokens for their cache alone;
 ``forward`` runs tokens that attend to it, for many rows of each example at once.
@@ -19,8 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from robustjax.models import gpt_neox
-from robustjax.models.layers import Context, Numerics, gather_tokens
+from robustjax.models.architectures import port_of
+from robustjax.models.layers import Context, Numerics, Trunk, gather_tokens
+from robustjax.models.port import TRUNK_AXES, ModelConfig, Port
 
 Params = dict[str, Any]
 
@@ -38,12 +40,17 @@ class Definition:
         remat: whether training recomputes each block's activations in the backward pass.
     """
 
-    config: gpt_neox.GPTNeoXConfig
+    config: ModelConfig
     head: Literal["classifier", "lm"] = "classifier"
     num_classes: int = 2
     numerics: Numerics = Numerics()
     scanned: bool = False
     remat: bool = False
+
+    @property
+    def port(self) -> Port:
+        """The architecture."""
+        return port_of(self.config)
 
     @property
     def outputs(self) -> int:
@@ -80,7 +87,15 @@ def init(definition: Definition, seed: int) -> Params:
 
 def abstract_params(definition: Definition) -> Params:
     """Shapes and types of the weights, without allocating any."""
-    return jax.eval_shape(lambda: init(definition, 0))
+    trunk, block = _abstract_parts(definition)
+    layers = definition.config.layers
+    if definition.scanned:
+        blocks = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((layers, *leaf.shape), leaf.dtype), block
+        )
+    else:
+        blocks = {layer_name(i): _copy(block) for i in range(layers)}
+    return _copy(trunk) | {"blocks": blocks}
 
 
 def count_params(definition: Definition) -> int:
@@ -90,14 +105,15 @@ def count_params(definition: Definition) -> int:
 
 def logical_axes(definition: Definition) -> Params:
     """The logical axis names of every weight, in the shape of ``params``."""
-    block = gpt_neox.BLOCK_AXES
+    trunk_shapes, block_shapes = _abstract_parts(definition)
+    block = _matching(definition.port.block_axes, block_shapes)
     if definition.scanned:
         blocks = jax.tree.map(
             lambda axes: ("layers", *axes), block, is_leaf=lambda x: isinstance(x, tuple)
         )
     else:
-        blocks = {layer_name(i): block for i in range(definition.config.layers)}
-    trunk = dict(gpt_neox.TRUNK_AXES)
+        blocks = {layer_name(i): _copy(block) for i in range(definition.config.layers)}
+    trunk = _matching(TRUNK_AXES, trunk_shapes)
     if definition.head == "classifier":
         trunk["head"] = {"kernel": ("embed", "classes")}
     return trunk | {"blocks": blocks}
@@ -180,8 +196,7 @@ def project(
     definition: Definition, params: Params, hidden: Float[Array, "*batch D"]
 ) -> Float[Array, "*batch N"]:
     """Final norm and head: float32 scores of classes, or of the vocabulary."""
-    trunk = _trunk(definition, params)
-    return trunk.head(trunk.final_norm(hidden)).astype(jnp.float32)
+    return _trunk(definition, params).project(hidden)
 
 
 def last_real(mask: Bool[Array, "*batch T"]) -> Int[Array, "*batch"]:
@@ -242,7 +257,10 @@ def _run(
 
         def body(x: Array, layer: Any) -> tuple[Array, Any]:
             weights, pairs = layer
-            contexts = [Context(*pair, mask) for pair, mask in zip(pairs, masks, strict=True)]
+            contexts = [
+                Context(keys, values, mask)
+                for (keys, values), mask in zip(pairs, masks, strict=True)
+            ]
             return middle(x, weights, contexts)
 
         x, kept = jax.lax.scan(body, x, (stacked, shared))
@@ -264,7 +282,7 @@ def _run(
             jnp.concatenate([some, one[None]]) for some, one in zip(kept, pair, strict=True)
         )
     else:
-        keys, values = zip(*kept, pair, strict=True)
+        keys, values = zip(*kept, pair, strict=True)  # type: ignore[assignment]
     return x, (keys, values)
 
 
@@ -273,12 +291,16 @@ def _run(
 
 
 def _block_module(definition: Definition, key: Array) -> nnx.Module:
-    return gpt_neox.GPTNeoXBlock(definition.config, definition.numerics, rngs=nnx.Rngs(key))
+    return definition.port.block(definition.config, definition.numerics, rngs=nnx.Rngs(key))
 
 
 def _trunk_module(definition: Definition, key: Array) -> nnx.Module:
-    return gpt_neox.GPTNeoXTrunk(
-        definition.config, definition.numerics, outputs=definition.outputs, rngs=nnx.Rngs(key)
+    return definition.port.trunk(
+        definition.config,
+        definition.numerics,
+        head=definition.head,
+        outputs=definition.outputs,
+        rngs=nnx.Rngs(key),
     )
 
 
@@ -291,6 +313,26 @@ def _trunk_state(definition: Definition, key: Array) -> Params:
 
 
 @functools.lru_cache(maxsize=64)
+def _abstract_parts(definition: Definition) -> tuple[Params, Params]:
+    """Shapes of the trunk and of one block."""
+    make = [functools.partial(state, definition) for state in (_trunk_state, _block_state)]
+    trunk, block = (jax.eval_shape(lambda part=part: part(jax.random.key(0))) for part in make)
+    return trunk, block
+
+
+def _matching(table: Any, shapes: Params) -> Params:
+    """The entries of a table of axes for the weights there are."""
+    return {
+        module: {name: table[module][name] for name in weights}
+        for module, weights in shapes.items()
+    }
+
+
+def _copy(tree: Params) -> Params:
+    return {module: dict(weights) for module, weights in tree.items()}
+
+
+@functools.lru_cache(maxsize=64)
 def _graphs(definition: Definition) -> tuple[Any, Any]:
     key = jax.random.key(0)
     trunk, block = (
@@ -300,10 +342,10 @@ def _graphs(definition: Definition) -> tuple[Any, Any]:
     return trunk, block
 
 
-def _block(definition: Definition, weights: Params) -> gpt_neox.GPTNeoXBlock:
+def _block(definition: Definition, weights: Params) -> Any:
     return nnx.merge(_graphs(definition)[1], weights)
 
 
-def _trunk(definition: Definition, params: Params) -> gpt_neox.GPTNeoXTrunk:
-    weights = {name: params[name] for name in ("embed", "final_norm", "head")}
+def _trunk(definition: Definition, params: Params) -> Trunk:
+    weights = {name: part for name, part in params.items() if name != "blocks"}
     return nnx.merge(_graphs(definition)[0], weights)

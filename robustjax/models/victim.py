@@ -50,7 +50,8 @@ class Victim:
         if self.tokenizer.num_ids > self.definition.config.vocab:
             raise UserError(
                 f"model {self.name}: its tokenizer has {self.tokenizer.num_ids} ids, its embedding "
-                f"only {self.definition.config.vocab} rows; give the tokenizer the model was made with"
+                f"only {self.definition.config.vocab} rows; give the tokenizer the model was made "
+                "with"
             )
 
     @property
@@ -123,8 +124,8 @@ def check_lengths(rows: Sequence[Sequence[int]], context: int) -> None:
     for index, row in enumerate(rows):
         if not 1 <= len(row) <= context:
             raise UserError(
-                f"text {index} has {len(row)} tokens; between 1 and the model's context of {context} "
-                "are possible: shorten or drop it"
+                f"text {index} has {len(row)} tokens; between 1 and the model's context of "
+                f"{context} are possible: shorten or drop it"
             )
 
 

@@ -29,7 +29,8 @@ def write_text(path: StrPath, text: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    # Always the same name: what a killed process left is written over and renamed by the next.
+    temporary = target.with_name(f".{target.name}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()

@@ -1,10 +1,11 @@
-"""Adversarial training: rounds of attack, pool, resample, train (Howe et al. 2024, arXiv 2407.18213).
+"""Adversarial training in rounds: attack, pool, resample, train.
 
-Each round attacks fresh clean training examples with the victim as it stands, adds every attacked text
-to the pool with its true label, samples a training set from clean data and pool, trains on it, and
-stores the losses seen. A round owns a folder: ``attack_records.jsonl`` while it attacks, then ``model/``.
-The state after a round (weights, optimizer, pool losses, compute) is one checkpoint; the pool's texts
-are the rounds' records. Killed anywhere, the same call goes on and ends with the same bits.
+Each round attacks fresh clean training examples with the victim as it stands, adds every attacked
+text to the pool with its true label, samples a training set from clean data and pool, trains on it,
+and stores the losses seen (Howe et al. 2024, arXiv 2407.18213). A round owns a folder:
+``attack_records.jsonl`` while it attacks, then ``model/``. The state after a round (weights,
+optimizer, pool losses, compute) is one checkpoint; the pool's texts are the rounds' records. Killed
+anywhere, the same call goes on and ends with the same bits.
 """
 
 import dataclasses
@@ -234,7 +235,7 @@ def _training_set(
     sample: RoundSample,
     victim: Victim,
 ) -> tuple[list[list[int]], list[int], np.ndarray]:
-    """Token rows, labels, and for each row its pool index (-1 for a clean one), in training order."""
+    """Token rows, labels and pool indices (-1: a clean row), in training order."""
     adversarial = [pool[i] for i in sample.adversarial_indices]
     rows = [clean_rows.rows[i] for i in sample.clean_indices]
     rows += victim.tokenizer.encode([record.attacked_text for record in adversarial])

@@ -1,8 +1,8 @@
 """Clean training of a classifier: from fresh or loaded weights to a saved model.
 
-A run owns a folder: ``checkpoints/`` (the newest state), ``metrics.jsonl``, and at the end ``model/`` and
-``summary.json``. Killed anywhere, the same call goes on and ends with the same bits: batches depend on
-(seed, epoch) alone, and what was logged after the last checkpoint is logged again.
+A run owns a folder: ``checkpoints/`` (the newest state), ``metrics.jsonl``, in the end ``model/``.
+Killed anywhere, the same call goes on and ends with the same bits: batches depend on (seed, epoch)
+alone, and what was logged after the last checkpoint is logged again.
 """
 
 import dataclasses

@@ -122,8 +122,8 @@ class Trainer:
         label = np.array([0 if i == FILLER else data.labels[i] for i in indices], np.int32)
         weight = (indices != FILLER).astype(np.float32)
         parts = config.batch_size // config.microbatch_size
-        return TrainBatch(
-            *(x.reshape(parts, -1, *x.shape[1:]) for x in (tokens, mask, label, weight))
+        return TrainBatch._make(
+            x.reshape(parts, -1, *x.shape[1:]) for x in (tokens, mask, label, weight)
         )
 
     def run_epoch(
@@ -199,12 +199,15 @@ class Trainer:
         for batch in self._batches(0):
             count[batch.width] = count.get(batch.width, 0) + 1
         gradients = functools.partial(accumulate_gradients, self._victim.definition)
-        rows = (self._config.batch_size // self._config.microbatch_size, self._config.microbatch_size)
+        rows = (
+            self._config.batch_size // self._config.microbatch_size,
+            self._config.microbatch_size,
+        )
 
         def shape(width: int) -> TrainBatch:
             tokens = (*rows, width)
             shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
-            return TrainBatch(*(jax.ShapeDtypeStruct(*one) for one in shapes))
+            return TrainBatch._make(jax.ShapeDtypeStruct(*one) for one in shapes)
 
         return sum(
             number * flops.executed_flops(gradients, self._victim.params, shape(width))

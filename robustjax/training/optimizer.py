@@ -7,7 +7,6 @@ axes it factors, and when), hence `scale_by_adafactor` below.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
 from robustjax.errors import UserError
@@ -104,6 +104,41 @@ def make_optimizer(
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
+def state_shardings(
+    optimizer: optax.GradientTransformation, params: dict[str, Any], otherwise: Sharding
+) -> Any:
+    """How the optimizer's state is laid out: each array as the weight that it belongs to.
+
+    Args:
+        optimizer: one of `make_optimizer`.
+        params: nested dicts of weights on a mesh.
+        otherwise: for what belongs to no weight (counters).
+
+    Returns:
+        A tree of shardings in the shape of `optimizer.init(params)`.
+    """
+
+    def layout(path: tuple[Any, ...], leaf: Any) -> Sharding:
+        # A path leads through the optimizer to a copy of the tree of weights, then perhaps further.
+        weight: Any = params
+        field = ""
+        for key in path:
+            if not isinstance(weight, dict):
+                field = key.name
+            elif getattr(key, "key", None) in weight:
+                weight = weight[key.key]
+        if isinstance(weight, dict):
+            return otherwise
+        spec = [*weight.sharding.spec, *[None] * (weight.ndim - len(weight.sharding.spec))]
+        if field:  # of a FactoredMoment: a mean over one of the last two axes
+            del spec[{"row": -1, "column": -2}[field]]
+        assert len(spec) == leaf.ndim
+        return NamedSharding(weight.sharding.mesh, PartitionSpec(*spec))
+
+    shapes = jax.eval_shape(optimizer.init, params)
+    return jax.tree_util.tree_map_with_path(layout, shapes)
+
+
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> LearningRate:
     """The learning rate of each step of a training of `num_steps`; the first step is 0.
 
@@ -173,10 +208,7 @@ def scale_by_adafactor(
     """
 
     def init(params: dict[str, Any]) -> AdafactorState:
-        moments = {
-            key: jax.tree.map(functools.partial(_zero_moment, is_stacked=key in stacked), tree)
-            for key, tree in params.items()
-        }
+        moments = _by_tensor(_zero_moment, stacked, params)
         return AdafactorState(jnp.zeros((), jnp.int32), moments)
 
     def update(
@@ -217,12 +249,9 @@ def _by_tensor(function: Callable, stacked: Collection[str], *trees: dict[str, A
     }
 
 
-def _zero_moment(tensor: Array, is_stacked: bool) -> Any:
-    # From the tensor and without `vmap`, so that it is laid out on the devices as the tensor is.
-    zeros = jnp.zeros_like(tensor, jnp.float32)
-    if tensor.ndim - is_stacked < 2:
-        return zeros
-    return FactoredMoment(zeros[..., 0], zeros[..., 0, :])
+def _zero_moment(tensor: Array) -> Any:
+    zeros = jnp.zeros(tensor.shape, jnp.float32)
+    return FactoredMoment(zeros[..., 0], zeros[..., 0, :]) if tensor.ndim >= 2 else zeros
 
 
 def _inverse_root(moment: Any) -> Array:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim
-from robustjax.runtime.mesh import named_sharding
+from robustjax.runtime.mesh import named_sharding, replicated
+from robustjax.training.optimizer import state_shardings
 
 
 class TrainState(NamedTuple):
@@ -50,12 +50,9 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformation) -> Train
     """The state before the first step; the optimizer's arrays are laid out as the weights are."""
     # A copy: the step donates its state, and the victim's weights must outlive it.
     params = jax.tree.map(jnp.copy, victim.params)
-
-    def on_mesh(leaf: Array) -> Array:
-        return leaf if isinstance(leaf.sharding, NamedSharding) else victim.put_replicated(leaf)
-
-    # Not under `jit`: zeros made there depend on no input and would land on one device.
-    opt_state = jax.tree.map(on_mesh, optimizer.init(params))
+    # Fresh moments depend on no input: unless told where to go, they would all be on one device.
+    shardings = state_shardings(optimizer, params, otherwise=replicated(victim.mesh))
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
     return TrainState(params, opt_state, victim.put_replicated(jnp.int32(0)))
 
 

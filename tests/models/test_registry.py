@@ -1,5 +1,7 @@
 """Every scaling point has exactly the parameters it is published with."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -7,8 +9,9 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.registry import POINTS, scaling_point
 from robustjax.models.transformer import Definition
+from tests.models.tiny import CONFIGS, define
 
-PYTHIA = {  # with a two-class head: Howe et al. 2024 (arXiv 2407.18213)
+PUBLISHED = {  # with a two-class head: Howe et al. 2024 (arXiv 2407.18213)
     "pythia-14m": 7_629_056,
     "pythia-31m": 17_617_408,
     "pythia-70m": 44_672_000,
@@ -19,12 +22,26 @@ PYTHIA = {  # with a two-class head: Howe et al. 2024 (arXiv 2407.18213)
     "pythia-2.8b": 2_646_435_840,
     "pythia-6.9b": 6_650_740_736,
     "pythia-12b": 11_586_560_000,
+    "qwen2.5-0.5b": 494_034_560,
+    "qwen2.5-1.5b": 1_543_717_376,
+    "qwen2.5-3b": 3_085_942_784,
+    "qwen2.5-7b": 7_070_626_304,
+    "qwen2.5-14b": 13_991_476_224,
 }
 
 
-@pytest.mark.parametrize("name", PYTHIA)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
-    assert scaling_point(name).classifier_params == PYTHIA[name]
+    assert scaling_point(name).classifier_params == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("head", ["classifier", "lm"])
+def test_abstract_weights_are_those_of_init(family, scanned, head):
+    definition = define(family, scanned=scanned, head=head)
+    expected = jax.eval_shape(lambda: transformer.init(definition, 0))
+    assert transformer.abstract_params(definition) == expected
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -44,6 +61,14 @@ def test_counting_allocates_nothing():
 def test_a_language_model_counts_its_vocabulary_head():
     definition = Definition(scaling_point("pythia-14m").config, head="lm")
     assert transformer.count_params(definition) == 14_067_712
+
+
+def test_a_tied_head_is_not_counted_twice():
+    config = scaling_point("qwen2.5-0.5b").config
+    tied = Definition(config, head="lm")
+    untied = Definition(dataclasses.replace(config, is_tied=False), head="lm")
+    assert transformer.count_params(tied) == 494_032_768
+    assert transformer.count_params(untied) == 494_032_768 + 151_936 * 896
 
 
 def test_unknown_points_are_refused():

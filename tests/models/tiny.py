@@ -1,7 +1,8 @@
 """Tiny models of every family, with weights that do not depend on jax's random numbers.
 
 Weights are far larger than trained ones: at the usual initial scale a wrong GELU or a wrong rotary
-base moves the scores by less than any sensible tolerance, and no test would notice.
+base moves the scores by less than any sensible tolerance, and no test would notice. The epsilon of
+the norms is large for the same reason.
 """
 
 import functools
@@ -13,6 +14,7 @@ import numpy as np
 
 from robustjax.models import transformer
 from robustjax.models.gpt_neox import GPTNeoXConfig
+from robustjax.models.qwen2 import Qwen2Config, RotaryScaling
 from robustjax.models.transformer import Definition, join_layers, layer_name
 
 VOCAB = 96
@@ -24,7 +26,14 @@ jit = functools.partial(
 
 CONFIGS = {
     "neox": GPTNeoXConfig(
-        vocab=VOCAB, width=32, layers=3, heads=4, hidden=80, context=64, rotary_fraction=0.5
+        vocab=VOCAB,
+        width=32,
+        layers=3,
+        heads=4,
+        hidden=80,
+        context=64,
+        rotary_fraction=0.5,
+        norm_epsilon=0.01,
     ),
     "neox-sequential": GPTNeoXConfig(
         vocab=VOCAB,
@@ -35,6 +44,35 @@ CONFIGS = {
         context=64,
         rotary_fraction=1.0,
         parallel_residual=False,
+        norm_epsilon=0.01,
+    ),
+    "qwen2": Qwen2Config(
+        vocab=VOCAB,
+        width=32,
+        layers=3,
+        heads=4,
+        key_value_heads=2,
+        head_width=8,
+        hidden=48,
+        context=64,
+        rotary_theta=10_000.0,
+        norm_epsilon=0.01,
+        is_tied=True,
+    ),
+    "llama": Qwen2Config(
+        vocab=VOCAB,
+        width=32,
+        layers=3,
+        heads=4,
+        key_value_heads=1,
+        head_width=12,
+        hidden=48,
+        context=64,
+        rotary_theta=10_000.0,
+        rotary_scaling=RotaryScaling(4.0, low_factor=1.0, high_factor=4.0, original_context=16),
+        norm_epsilon=0.01,
+        qkv_bias=False,
+        model_type="llama",
     ),
 }
 
@@ -45,12 +83,18 @@ def seeded(name, shape):
 
 
 def tiny_weight(name, shape):
-    """A weight: 0.3 x standard normal, around 1 for the scale of a norm."""
-    return (0.3 * seeded(name, shape) + name.endswith("scale")).astype(np.float32)
+    """A weight: 0.3 x standard normal, around 1 for the scale of a norm.
+
+    Less for kernels of more than 32 inputs, lest wide models be chaotic.
+    """
+    inputs = shape[0] if name.endswith("kernel") else 1
+    size = 0.3 * min(1.0, (32 / inputs) ** 0.5)
+    return (size * seeded(name, shape) + name.endswith("scale")).astype(np.float32)
 
 
-def define(family, **fields):
-    return Definition(CONFIGS[family], **fields)
+def define(config, **fields):
+    """A definition of a config, or of one of `CONFIGS` by its name."""
+    return Definition(CONFIGS.get(config, config), **fields)
 
 
 def make_params(definition):

@@ -1,0 +1,140 @@
+"""Attacking a model you have, from a notebook: one call, plain examples in, records out."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from robustjax.attacks import search
+from robustjax.attacks.search import Attack, SearchConfig
+from robustjax.data.prompts import ANSWER_PROMPT, ChunkKind, Example, require_label
+from robustjax.errors import UserError
+from robustjax.evaluation import records
+from robustjax.evaluation.evaluate import attack_examples
+from robustjax.evaluation.records import AttackRecord
+from robustjax.models.victim import Victim
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """What an attack did to a victim.
+
+    Attributes:
+        success_rate: share of the attacked examples that the victim gets wrong in the end; examples
+            that it got wrong already are not attacked. NaN if none was attacked.
+        records: one for each example, in the order given.
+        summary: rates by iteration, accuracies and FLOPs; see `records.summarise`.
+    """
+
+    success_rate: float
+    records: list[AttackRecord]
+    summary: dict[str, Any]
+
+
+def run_attack(
+    victim: Victim,
+    examples: Sequence[Example | Mapping[str, Any]],
+    attack: Attack,
+    seed: int = 0,
+    *,
+    instructions: str = "",
+    answer_prompt: str = ANSWER_PROMPT,
+    chunk_kinds: tuple[ChunkKind, ...] | None = None,
+    config: SearchConfig = search.DEFAULT_CONFIG,
+    path: str | os.PathLike[str] | None = None,
+) -> AttackResult:
+    """Attacks the examples that the victim answers correctly.
+
+    Args:
+        victim: the model.
+        examples: mappings with `text` and integer `label`, rows in the record format of
+            `robustjax.data.prompts.ROW_FIELDS`, or `Example`s. A mapping's place is its
+            `example_id`.
+        attack: the attack's settings.
+        seed: keys all randomness, together with the example's id.
+        instructions: put before every `text`.
+        answer_prompt: put after every `text`.
+        chunk_kinds: what may be attacked. By default the last content chunk: it is replaced when it
+            is empty in every example, else the attack is inserted into it.
+        config: how the search is cut into programs.
+        path: a file of records to write; the same call continues it after an interruption.
+
+    Raises:
+        UserError: no examples, one that is malformed, or a seed out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r} must be an integer from 0 to 2**32 - 1")
+    if not examples:
+        raise UserError("examples is empty: give at least one")
+    num_classes = victim.definition.num_classes
+    chosen = [
+        _example(value, index, num_classes, instructions, answer_prompt)
+        for index, value in enumerate(examples)
+    ]
+    found, _ = attack_examples(
+        victim,
+        chosen,
+        _chunk_kinds(chosen) if chunk_kinds is None else chunk_kinds,
+        attack,
+        seed=seed,
+        config=config,
+        path=path,
+    )
+    by_id = {record.example_id: record for record in found}
+    ordered = [by_id[example.example_id] for example in chosen]
+    summary = records.summarise(ordered)
+    return AttackResult(summary["attack_success_rate"], ordered, summary)
+
+
+def _example(
+    value: Any, index: int, num_classes: int, instructions: str, answer_prompt: str
+) -> Example:
+    try:
+        if isinstance(value, Example):
+            example = value
+        elif not isinstance(value, Mapping):
+            raise UserError(f"is {type(value).__name__}: expected a mapping or an Example")
+        elif "text" in value and "label" in value:
+            example = _plain_example(value, index, num_classes, instructions, answer_prompt)
+        else:
+            example = Example.from_row(value, index)
+        for name in ("label", "target_label"):
+            if getattr(example, name) >= num_classes:
+                raise UserError(
+                    f"{name} {getattr(example, name)} is none of the victim's {num_classes} classes"
+                )
+    except UserError as error:
+        raise UserError(f"examples[{index}]: {error}") from None
+    return example
+
+
+def _plain_example(
+    value: Mapping[str, Any], index: int, num_classes: int, instructions: str, answer_prompt: str
+) -> Example:
+    label = require_label("label", value["label"])
+    target = (label + 1) % num_classes
+    return Example.from_row(
+        {
+            "instructions": instructions,
+            "content": [value["text"]],
+            "answer_prompt": answer_prompt,
+            "clf_label": label,
+            "proxy_clf_label": target,
+            "gen_target": f" CLASS{label}",
+            "proxy_gen_target": f" CLASS{target}",
+        },
+        index,
+    )
+
+
+def _chunk_kinds(examples: Sequence[Example]) -> tuple[ChunkKind, ...]:
+    """The last content chunk may be attacked: by overwriting where it is always empty."""
+    counts = [len(example.content) for example in examples]
+    for index, count in enumerate(counts):
+        if count != counts[0]:
+            raise UserError(
+                f"examples[{index}]: has {count} content chunks, examples[0] has {counts[0]}"
+            )
+    is_always_empty = all(example.content[-1] == "" for example in examples)
+    last = ChunkKind.OVERWRITABLE if is_always_empty else ChunkKind.PERTURBABLE
+    return (*[ChunkKind.IMMUTABLE] * counts[0], last, ChunkKind.IMMUTABLE)

@@ -1,0 +1,94 @@
+"""Saves a model as a Hugging Face folder that transformers loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from robustjax.data.tokens import Tokenizer
+from robustjax.models.hf_names import leaf_at, slots
+from robustjax.models.safetensors_file import write_safetensors
+from robustjax.models.transformer import Definition, Params
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+def save_hugging_face(
+    folder: Path,
+    definition: Definition,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes `config.json`, the weights in their own type, and the tokenizer.
+
+    One process only; it holds one tensor at a time besides the model.
+
+    Args:
+        folder: made if it is not there.
+        definition: the model.
+        params: its weights.
+        tokenizer: its tokenizer, whose padding id also goes into `config.json`: transformers needs
+            it to find the last real token.
+        max_shard_bytes: no file gets more than that, unless one tensor is larger.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = slots(definition)
+    leaves = {name: leaf_at(params, slot.path) for name, slot in places.items()}
+    sizes = {name: (slot.shape, np.dtype(leaves[name].dtype)) for name, slot in places.items()}
+    shards: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
+    room = max_shard_bytes
+    for name, (shape, dtype) in sizes.items():
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        if num_bytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = (shape, dtype)
+        room -= num_bytes
+    files = _file_names(len(shards))
+    for file_name, shard in zip(files, shards, strict=True):
+        write_safetensors(
+            folder / file_name, shard, lambda name: places[name].to_hugging_face(params)
+        )
+    if len(shards) > 1:
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+        weight_map = {
+            name: file_name
+            for file_name, shard in zip(files, shards, strict=True)
+            for name in shard
+        }
+        _write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
+    _write_json(folder / "config.json", _config(definition, params, tokenizer))
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def _file_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _config(definition: Definition, params: Params, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    content = definition.port.config_to_hugging_face(definition.config)
+    content["architectures"] = [content["architectures"][definition.head]]
+    content["torch_dtype"] = str(params["embed"]["embedding"].dtype)
+    if tokenizer is not None:
+        content |= {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.eos_id}
+    if definition.head == "classifier":
+        labels = [f"LABEL_{index}" for index in range(definition.num_classes)]
+        content |= {
+            "id2label": {str(index): label for index, label in enumerate(labels)},
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

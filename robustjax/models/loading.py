@@ -1,0 +1,103 @@
+"""`load_victim`: from the name of a model to something that can be asked and attacked."""
+
+from pathlib import Path
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
+from robustjax.models.hf_load import load_hugging_face, read_hugging_face_config
+from robustjax.models.layers import Numerics
+from robustjax.models.registry import POINTS, ScalingPoint
+from robustjax.models.transformer import Definition
+from robustjax.models.victim import Victim
+from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
+
+_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_SCAN_FROM_LAYERS = 13
+"""More layers than this many less one run under `lax.scan`: unrolled they compile slowly."""
+
+
+def load_victim(
+    path_or_point: str | Path,
+    *,
+    num_classes: int = 2,
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+    rules: AxisRules | None = None,
+    numerics: Numerics | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    head: Literal["classifier", "lm"] = "classifier",
+    strict: bool = False,
+) -> Victim:
+    """Loads a model with its tokenizer.
+
+    Args:
+        path_or_point: a local Hugging Face folder, a scaling point (`pythia-70m`), or a name on the
+            Hugging Face hub (`EleutherAI/pythia-70m`, also with `@revision`).
+        num_classes: classes of the classifier.
+        revision: branch, tag or commit on the hub.
+        mesh: the devices; the first one by default.
+        rules: how named axes are split over the mesh.
+        numerics: number formats.
+        seed: of the classifier head, where the model has none yet; it is warned about.
+        batch_size: texts that `Victim.logits` scores at once.
+        head: `"lm"` keeps the language-model head.
+        strict: refuses a model without that head.
+
+    Raises:
+        UserError: there is no such model, it cannot be reached, or its files are not what they
+            should be.
+    """
+    if num_classes < 2:
+        raise UserError(f"num_classes is {num_classes}; a classifier has at least 2")
+    point = POINTS.get(str(path_or_point))
+    folder = _find(path_or_point, point, revision)
+    config = read_hugging_face_config(folder)
+    definition = Definition(
+        config,
+        head=head,
+        num_classes=num_classes,
+        numerics=Numerics() if numerics is None else numerics,
+        scanned=config.layers >= _SCAN_FROM_LAYERS if point is None else point.scanned,
+    )
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    rules = AxisRules() if rules is None else rules
+    tokenizer = Tokenizer.load(folder)
+    params = load_hugging_face(folder, definition, mesh, rules, seed=seed, strict=strict)
+    name = str(path_or_point)
+    family = definition.port.model_types[0] if point is None else point.family
+    return Victim(name, family, definition, params, tokenizer, mesh, rules, batch_size)
+
+
+def _find(path_or_point: str | Path, point: ScalingPoint | None, revision: str | None) -> Path:
+    """The local folder with the model's files."""
+    folder = Path(path_or_point).expanduser()
+    if point is None and folder.is_dir():
+        return folder
+    if point is not None and not point.hub_name:
+        raise UserError(
+            f"scaling point {point.name} has no published weights; train it with `robustjax study` "
+            "and give the folder"
+        )
+    name, _, suffix = str(path_or_point if point is None else point.hub_name).partition("@")
+    return _download(name, revision or suffix or None)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES)
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        wanted = name if revision is None else f"{name}@{revision}"
+        raise UserError(
+            f"model {wanted!r} is no folder and no scaling point, and cannot be downloaded from "
+            f"the Hugging Face hub ({type(error).__name__}); give a folder, or a name that can be "
+            "reached"
+        ) from error

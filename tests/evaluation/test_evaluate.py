@@ -1,0 +1,188 @@
+"""Attacking examples: bit for bit the same in any company, any order, after any interruption."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from robustjax.attacks import search
+from robustjax.attacks.gcg import GCG
+from robustjax.attacks.random_token import RandomToken
+from robustjax.errors import UserError
+from robustjax.evaluation import evaluate
+from robustjax.evaluation.evaluate import attack_examples
+from robustjax.evaluation.records import read_records
+from tests.attacks.tiny import (
+    ATTACK,
+    CONFIG,
+    INSERT,
+    TEXTS,
+    make_examples,
+    make_victim,
+)
+
+ATTACKS = {
+    "gcg": ATTACK,
+    "random_token": RandomToken(num_iterations=24, num_tokens=4, iterations_per_pass=16),
+}
+
+
+@pytest.fixture(scope="module")
+def victim(tiny_tokenizer):
+    # A width of its own: tests/attacks compiles without optimisation, and bits are the point here.
+    return make_victim(tiny_tokenizer, width=24)
+
+
+@pytest.fixture(scope="module")
+def examples(victim):
+    return make_examples(victim)
+
+
+@pytest.fixture(scope="module", params=sorted(ATTACKS))
+def attack(request):
+    return ATTACKS[request.param]
+
+
+@pytest.fixture(scope="module")
+def expected(victim, examples, attack):
+    """Records by example id of one plain run."""
+    return by_id(run(victim, examples, attack))
+
+
+def run(victim, examples, attack, **options):
+    options = {"config": CONFIG} | options
+    return attack_examples(victim, examples, INSERT, attack, **options)[0]
+
+
+def by_id(records):
+    assert len({record.example_id for record in records}) == len(records)
+    return {record.example_id: record for record in records}
+
+
+def test_a_run_attacks_everything_and_its_results_differ(expected, attack):
+    assert len(expected) == len(TEXTS)
+    assert len({record.iterations[-1].slot_text for record in expected.values()}) == len(TEXTS)
+    for record in expected.values():
+        assert len(record.iterations) == attack.num_iterations
+        assert record.flops_executed > 0
+
+
+@pytest.mark.parametrize("order", [[7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 7, 2, 5, 4]])
+def test_the_order_of_examples_changes_no_bit(victim, examples, attack, expected, order):
+    assert by_id(run(victim, [examples[i] for i in order], attack)) == expected
+
+
+@pytest.mark.parametrize("members", [[0], [5], [2, 6, 4], [1, 2, 3, 4, 5]])
+def test_the_company_of_an_example_changes_no_bit(victim, examples, attack, expected, members):
+    records = by_id(run(victim, [examples[i] for i in members], attack))
+
+    assert records == {examples[i].example_id: expected[examples[i].example_id] for i in members}
+
+
+def test_the_example_id_and_the_seed_key_the_randomness(victim, examples, attack, expected):
+    renamed = [dataclasses.replace(example, example_id=99) for example in examples[:1]]
+    (other_id,) = run(victim, renamed, attack)
+    (other_seed,) = run(victim, examples[:1], attack, seed=1)
+
+    slots = [
+        [step.slot_text for step in record.iterations]
+        for record in (expected[examples[0].example_id], other_id, other_seed)
+    ]
+    assert slots[0] != slots[1] != slots[2] != slots[0]
+
+
+def test_an_interrupted_run_goes_on_and_leaves_the_same_file(
+    victim, examples, attack, tmp_path, monkeypatch
+):
+    whole = tmp_path / "whole.jsonl"
+    records = run(victim, examples, attack, path=whole)
+    assert read_records(whole) == records
+    lines = whole.read_bytes().splitlines(keepends=True)
+    planned = []
+    run_batches = search.run_batches
+    monkeypatch.setattr(
+        search,
+        "run_batches",
+        lambda victim, batches, *rest: (
+            planned.append(len(batches)) or run_batches(victim, batches, *rest)
+        ),
+    )
+    path = tmp_path / "records.jsonl"
+
+    for kept in range(len(lines) + 1):
+        torn = lines[kept][: len(lines[kept]) // 2] if kept % 2 and kept < len(lines) else b""
+        path.write_bytes(b"".join(lines[:kept]) + torn)
+        assert run(victim, examples, attack, path=path) == records
+        assert path.read_bytes() == whole.read_bytes()
+
+    batches = planned[0]
+    assert batches > 1
+    assert planned[-1] == 0, "a finished file needs no search"
+    assert sorted(planned, reverse=True) == planned, "what is recorded is not done again"
+    assert set(planned) == set(range(batches + 1))
+
+
+def test_records_of_another_attack_are_not_taken_over(victim, examples, tmp_path):
+    path = tmp_path / "records.jsonl"
+    run(victim, examples[:2], ATTACK, path=path)
+    before = path.read_bytes()
+
+    for attack, members, seed in (
+        (ATTACK, examples[:2], 1),
+        (dataclasses.replace(ATTACK, num_iterations=2), examples[:2], 0),
+        (dataclasses.replace(ATTACK, position=0.5), examples[:2], 0),
+        (ATTACK, examples[1:3], 0),
+    ):
+        with pytest.raises(UserError, match="records of another attack"):
+            run(victim, members, attack, seed=seed, path=path)
+        assert path.read_bytes() == before
+
+
+def test_wrong_answers_are_not_attacked_unless_wanted(victim, examples):
+    wrong = dataclasses.replace(
+        examples[0], label=examples[0].target_label, target_label=examples[0].label
+    )
+    members = [wrong, *examples[1:3]]
+
+    skipped = by_id(run(victim, members, ATTACK))[wrong.example_id]
+    assert not skipped.correct_before
+    assert (skipped.attacked_text, skipped.iterations, skipped.failure) == (None, [], None)
+    assert skipped.flops_algorithmic == skipped.flops_executed == 0
+
+    attacked = by_id(run(victim, members, ATTACK, only_correct=False))[wrong.example_id]
+    assert not attacked.correct_before
+    assert len(attacked.iterations) == ATTACK.num_iterations
+    assert attacked.clean_logits == skipped.clean_logits
+
+
+def test_it_stops_when_enough_examples_are_attacked(victim, examples):
+    wrong = dataclasses.replace(
+        examples[1], label=examples[1].target_label, target_label=examples[1].label
+    )
+    members = [examples[0], wrong, *examples[2:]]
+
+    for wanted, expected in ((1, [0]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (50, range(8))):
+        found = by_id(run(victim, members, ATTACK, max_attacked=wanted))
+        assert sorted(found) == [members[i].example_id for i in expected]
+
+
+def test_repeated_ids_are_refused(victim, examples):
+    with pytest.raises(UserError, match="two examples have the example_id 10"):
+        run(victim, [examples[0], examples[1], examples[0]], ATTACK)
+
+
+def test_timing_is_json_and_apart_from_the_records(victim, examples, expected, attack):
+    records, timing = attack_examples(victim, examples, INSERT, attack, config=CONFIG)
+
+    figures = json.loads(json.dumps(timing.to_json()))
+    assert set(figures) == {"seconds", "seconds_compile", "seconds_per_iteration_and_example"}
+    assert all(math.isfinite(value) and value > 0 for value in figures.values())
+    assert timing.seconds >= timing.seconds_compile + timing.seconds_search
+
+
+def test_an_attack_is_described_by_its_name_and_every_setting():
+    described = evaluate.describe(ATTACK)
+
+    assert described.pop("name") == "gcg"
+    assert GCG(**described) == ATTACK

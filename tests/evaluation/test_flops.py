@@ -1,0 +1,128 @@
+"""Counted compute against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from robustjax.attacks import gcg
+from robustjax.evaluation.flops import executed_flops, forward_flops, training_flops
+from robustjax.models.registry import scaling_point
+from robustjax.models.transformer import Definition, count_params
+from tests.attacks.tiny import ATTACK, make_examples, make_run, make_victim
+
+X = jax.ShapeDtypeStruct((3, 4), jnp.float32)
+Y = jax.ShapeDtypeStruct((4, 5), jnp.float32)
+SQUARE = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+
+
+def test_algorithmic_flops_of_pythia_14m():
+    """Howe et al. 2024: a causal language model's 14,067,712 weights, one token."""
+    num_params = count_params(Definition(scaling_point("pythia-14m").config, head="lm"))
+
+    assert num_params == 14_067_712
+    assert forward_flops(num_params, 1) == 28_135_424
+    assert training_flops(num_params, 1) == 84_406_272
+    assert training_flops(num_params, 12) == 1_012_875_264
+
+
+def test_a_matrix_product_is_two_operations_for_each_of_its_terms():
+    assert executed_flops(jnp.matmul, X, Y) == 2 * 3 * 4 * 5
+    assert executed_flops(lambda x: jnp.tanh(x) + 1, X) == 0
+
+
+def test_batched_and_mapped_products_count_every_row():
+    batch = jax.ShapeDtypeStruct((7, 3, 4), jnp.float32)
+    weights = jax.ShapeDtypeStruct((7, 4, 5), jnp.float32)
+
+    assert executed_flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), batch, weights) == (
+        7 * 2 * 3 * 4 * 5
+    )
+    assert executed_flops(jax.vmap(jnp.matmul), batch, weights) == 7 * 2 * 3 * 4 * 5
+    assert executed_flops(jax.vmap(jnp.matmul, in_axes=(0, None)), batch, Y) == 7 * 2 * 3 * 4 * 5
+
+
+def test_a_scan_counts_its_body_as_often_as_it_runs():
+    def scanned(x, w):
+        return jax.lax.scan(lambda carry, _: (carry @ w, None), x, None, length=6)[0]
+
+    def nested(x, w):
+        return jax.lax.scan(lambda carry, _: (scanned(carry, w), None), x, None, length=5)[0]
+
+    assert executed_flops(scanned, X, SQUARE) == 6 * 2 * 3 * 4 * 4
+    assert executed_flops(nested, X, SQUARE) == 5 * 6 * 2 * 3 * 4 * 4
+    stack = jax.ShapeDtypeStruct((9, 3, 4), jnp.float32)
+    assert executed_flops(lambda s, y: jax.lax.map(lambda x: x @ y, s), stack, Y) == (
+        9 * 2 * 3 * 4 * 5
+    )
+
+
+def test_nested_programs_are_looked_into():
+    inner = jax.jit(jnp.matmul)
+    outer = jax.jit(lambda x, y: inner(x, y) + jax.checkpoint(jnp.matmul)(x, y))
+
+    assert executed_flops(outer, X, Y) == 2 * 2 * 3 * 4 * 5
+
+
+def test_a_gradient_costs_two_products_more():
+    def loss(x, y):
+        return jnp.sin(x @ y).sum()
+
+    assert executed_flops(jax.grad(loss), X, Y) == 2 * 2 * 3 * 4 * 5
+    assert executed_flops(jax.grad(loss, argnums=(0, 1)), X, Y) == 3 * 2 * 3 * 4 * 5
+
+
+def test_a_condition_counts_its_dearer_branch():
+    def either(flag, x, y):
+        return jax.lax.cond(flag, lambda: x @ y, lambda: jnp.zeros((3, 5)))
+
+    assert executed_flops(either, jax.ShapeDtypeStruct((), bool), X, Y) == 2 * 3 * 4 * 5
+
+
+def test_a_loop_of_unknown_length_is_refused_only_if_it_costs():
+    def loop(x, w):
+        return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ w, x)
+
+    def idle(x):
+        return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, x)
+
+    with pytest.raises(ValueError, match="while loop"):
+        executed_flops(loop, X, SQUARE)
+    assert executed_flops(idle, X) == 0
+
+
+def linear_terms(config):
+    """Multiplications of a token in one block: keys, values and queries; then all that follows."""
+    width = config.width
+    return 3 * width * width, width * width + 2 * width * config.hidden
+
+
+def test_executed_flops_of_scoring_are_the_hand_count(tiny_tokenizer):
+    victim = make_victim(tiny_tokenizer)
+    run = make_run(victim, make_examples(victim)[:4], ATTACK)
+    config = victim.definition.config
+    rows = len(run.prompts) * ATTACK.num_candidates
+    prefix, tail = run.batch.before.shape[1], ATTACK.num_tokens + run.batch.after.shape[1]
+    project, rest = linear_terms(config)
+    attend = 2 * config.width * (prefix + tail)  # of one query: scores and mixing
+    first_block = tail * (project + rest + attend)
+    last_block = tail * project + rest + attend  # only the last token goes on
+    head = config.width * victim.definition.num_classes
+
+    propose, score = gcg.programs(ATTACK, run)
+
+    assert score.runs == propose.runs == ATTACK.num_iterations
+    assert executed_flops(score.function, *score.arguments) == 2 * rows * (
+        first_block + last_block + head
+    )
+
+
+def test_executed_flops_do_not_depend_on_chunks(tiny_tokenizer):
+    victim = make_victim(tiny_tokenizer)
+    run = make_run(victim, make_examples(victim)[:4], ATTACK)
+    counts = set()
+    for chunk in (1, 4, 16):
+        attack = gcg.GCG(num_tokens=4, num_candidates=16, top_k=8, candidate_chunk=chunk)
+        (_, score) = gcg.programs(attack, run)
+        counts.add(executed_flops(score.function, *score.arguments))
+
+    assert len(counts) == 1

@@ -1,0 +1,99 @@
+"""Runs the command line and kills itself with SIGKILL at the n-th of some moments.
+
+    python tests/study_kill.py MOMENT N SEED study --config=... --workdir=...
+
+A process killed from outside dies at moments nobody chose; these are chosen, so that each of
+them is sure to be met. Run by test_kill.py.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from robustjax.cli import main
+from robustjax.evaluation import records
+from robustjax.runtime import checkpoint
+from robustjax.runtime.runlog import MetricsLog
+from robustjax.runtime.stages import Stage
+
+_SLOWEST_DELAY_SECONDS = 0.08  # a save of the arrays takes about 0.1 s
+
+
+def die() -> None:
+    """Says nothing, flushes nothing, closes nothing."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Dies instead of doing it."""
+    die()
+
+
+def after(original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Does it, then dies."""
+    original(*args, **kwargs)
+    die()
+
+
+def during(original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Dies some time while doing it."""
+    threading.Timer(random.uniform(0, _SLOWEST_DELAY_SECONDS), die).start()
+    original(*args, **kwargs)
+    die()
+
+
+
+
+def half_a_metrics_line(original: Callable, log: MetricsLog, step: int, metrics: dict) -> None:
+    """Leaves the beginning of a line."""
+    log._file.write(f'{{"step": {step}, "lo')
+    log._file.flush()
+    die()
+
+
+def half_a_batch_of_records(original: Callable, path: Any, new: list) -> None:
+    """Leaves some whole records and the beginning of one."""
+    data = "".join(records._line(record) for record in new)
+    with open(path, "a") as file:
+        file.write(data[: len(data) * 2 // 3])
+    die()
+
+
+MOMENTS = {
+    "training": (MetricsLog, "write", after),
+    "training-torn": (MetricsLog, "write", half_a_metrics_line),
+    "attack": (records, "append_records", after),
+    "attack-torn": (records, "append_records", half_a_batch_of_records),
+    "saving-arrays": (ocp.Checkpointer, "save", during),
+    "saving-marker": (checkpoint, "_fingerprints", before),
+    "stage-claimed": (Stage, "start", after),
+    "stage-unmarked": (Stage, "finish", before),
+    "stage-finished": (Stage, "finish", after),
+}
+
+
+def die_at(moment: str, count: int) -> None:
+    """Arms the `count`-th call of the moment's function."""
+    owner, name, how = MOMENTS[moment]
+    original, calls = getattr(owner, name), 0
+
+    def armed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            return how(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, armed)
+
+
+if __name__ == "__main__":
+    random.seed(int(sys.argv[3]))
+    die_at(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[4:]))

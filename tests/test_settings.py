@@ -1,0 +1,136 @@
+"""From nested mappings to settings: every mistake is one message that names the field."""
+
+import copy
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from robustjax.attacks.gcg import GCG
+from robustjax.attacks.random_token import RandomToken
+from robustjax.errors import UserError
+from robustjax.settings import StudyConfig, build, build_attack, describe
+from robustjax.training.schedule import AttackSchedule
+from tests import tiny_study
+
+
+@pytest.fixture
+def values():
+    return tiny_study.get_config().to_dict()
+
+
+def change(values, path, value):
+    """A copy of nested dicts with one leaf set, or deleted when the value is `...`."""
+    changed = copy.deepcopy(values)
+    *folders, leaf = path.split("/")
+    inner = changed
+    for name in folders:
+        inner = inner[name]
+    if value is ...:
+        del inner[leaf]
+    else:
+        inner[leaf] = value
+    return changed
+
+
+def test_what_is_given_and_what_is_left_out(values):
+    config = build(StudyConfig, values, "config")
+    point = config.points["nano-27k"]
+    assert (config.task.name, config.task.num_train, config.task.seed) == ("word_length", 48, 0)
+    assert config.evaluation.attacks["gcg"] == GCG(2, 4, 16, candidate_chunk=16)
+    assert config.evaluation.attacks["random_token"] == RandomToken(8, 4, iterations_per_pass=8)
+    assert point.advtrain["gcg"].attack == config.evaluation.attacks["gcg"]
+    assert point.advtrain["gcg"].schedule == AttackSchedule(start=1, end=2)
+    assert point.finetune.train.optimizer.learning_rate == 1e-2
+    assert point.search.edges == (64, 1024)
+
+
+def test_describing_undoes_building(values):
+    config = build(StudyConfig, values, "config")
+    described = describe(config)
+    assert described["evaluation"]["attacks"]["gcg"]["name"] == "gcg"
+    assert described["points"]["nano-27k"]["finetune"]["train"]["optimizer"]["beta1"] == 0.9
+    assert build(StudyConfig, described, "config") == config
+    assert build(StudyConfig, ConfigDict(described).to_dict(), "config") == config
+
+
+def test_a_list_is_a_tuple_and_a_whole_number_is_a_float(values):
+    values = change(values, "seeds", [1, 2])
+    values = change(values, "evaluation/min_accuracy", 1)
+    config = build(StudyConfig, values, "config")
+    assert config.seeds == (1, 2)
+    assert type(config.evaluation.min_accuracy) is float
+
+
+POINT = "points/nano-27k"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("task/num_trainx", 3, "config.task.num_trainx: no such field; did you mean num_train?"),
+        ("task/zzz", 3, "config.task.zzz: no such field; known: name, num_train"),
+        ("task/name", ..., "config.task.name is missing; set it"),
+        ("task", ..., "config.task is missing; set it"),
+        ("task", 3, "config.task=3 is int, expected TaskConfig"),
+        ("task/num_train", "3", "config.task.num_train='3' is str, expected int"),
+        ("task/num_train", 3.0, "config.task.num_train=3.0 is float, expected int"),
+        ("task/num_train", True, "config.task.num_train=True is bool, expected int"),
+        ("task/num_train", None, "config.task.num_train=None is NoneType, expected int"),
+        ("seeds", 3, "config.seeds=3 is int, expected tuple"),
+        ("seeds", (0, "1"), r"config.seeds\[1\]='1' is str, expected int"),
+        ("seeds", (), r"config: seeds=\(\): give at least one"),
+        ("seeds", (1, 1), r"config: seeds=\(1, 1\): give at least one, and none twice"),
+        ("seeds", (-1,), "config: seeds: -1 is no seed"),
+        ("seeds", (2**32,), "config: seeds: 4294967296 is no seed"),
+        ("points", {}, "config: points is empty"),
+        ("points/x", 3, r"config.points.x=3 is int, expected PointConfig"),
+        (f"{POINT}/finetune/train/epochs", 0, "config.points.nano-27k.finetune.train: epochs=0"),
+        (f"{POINT}/finetune/train/edges", (64,), "finetune.train.edges=.* context of 1024"),
+        (f"{POINT}/search/edges", (64,), "points.nano-27k.search.edges=.* context of 1024"),
+        (f"{POINT}/search/batch_size", 0, "nano-27k.search: batch_size=0"),
+        (f"{POINT}/advtrain/gcg/train/edges", (64,), "advtrain.gcg.train.edges=.* of 1024"),
+        (f"{POINT}/advtrain/gcg/schedule/start", "1", "schedule.start='1' is str, expected int"),
+        (f"{POINT}/advtrain/none", {}, "config.points.nano-27k.advtrain.none.attack is missing"),
+        (f"{POINT}/advtrain/gcg/pool/decay", float("nan"), "advtrain.gcg.pool: pool.decay: nan"),
+        ("evaluation/attacks", {}, "config.evaluation: attacks is empty"),
+        ("evaluation/attacks/gcg", 5, "config.evaluation.attacks.gcg=5 is no attack"),
+        ("evaluation/attacks/gcg/name", "x", "gcg.name='x' is no attack; known: gcg, random_token"),
+        ("evaluation/attacks/gcg/name", ["gcg"], r"gcg.name=\['gcg'\] is no attack"),
+        ("evaluation/attacks/gcg/name", ..., "gcg.name=None is no attack"),
+        ("evaluation/attacks/gcg/top_k", 0, "config.evaluation.attacks.gcg: top_k=0"),
+        ("evaluation/attacks/..", {"name": "gcg"}, "attacks: '..' is no name"),
+        ("evaluation/attacks/a b", {"name": "gcg"}, "attacks: 'a b' is no name"),
+        ("evaluation/attacks/none", {"name": "gcg"}, "attacks: 'none' is no name"),
+        ("evaluation/every_round", ("beast",), "every_round: 'beast' is not in"),
+        ("evaluation/num_examples", 0, "num_examples=0 must be at least 1"),
+        ("evaluation/min_accuracy", 1.5, "min_accuracy=1.5 is not a share"),
+        ("evaluation/min_accuracy", float("nan"), "min_accuracy=nan is not a share"),
+        ("evaluation/seed", -1, "config.evaluation: seed: -1 is no seed"),
+        ("mesh/data", 0, "config.mesh: mesh.data: 0"),
+    ],
+)
+def test_mistakes(values, path, value, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(StudyConfig, change(values, path, value), "config")
+    assert "\n" not in str(caught.value)
+
+
+def test_points_that_a_study_cannot_run(values):
+    point = values["points"]["nano-27k"]
+    with pytest.raises(UserError, match="scaling point 'nano-1t' is unknown; known: nano-27k"):
+        build(StudyConfig, change(values, "points/nano-1t", point), "config")
+    with pytest.raises(UserError, match="pythia-70m needs its published weights"):
+        build(StudyConfig, change(values, "points/pythia-70m", point), "config")
+
+
+def test_an_attack_by_itself():
+    assert build_attack({"name": "gcg", "num_iterations": 3}, "attack") == GCG(num_iterations=3)
+    with pytest.raises(UserError, match="attack.width: no such field"):
+        build_attack({"name": "gcg", "width": 3}, "attack")
+
+
+def test_settings_are_frozen(values):
+    config = build(StudyConfig, values, "config")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seeds = (1,)

@@ -1,0 +1,72 @@
+"""A config: the whole study in miniature, small enough to be run again and again by tests.
+
+robustjax study --config=tests/tiny_study.py --workdir=W
+"""
+
+from ml_collections import ConfigDict
+
+EDGES = (64, 1024)  # generated prompts fit the first, so a point compiles one train step
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """One scaling point, two evaluation attacks; `arg` is the number of rounds of hardening."""
+    num_rounds = int(arg or 2)
+    gcg = {
+        "name": "gcg",
+        "num_iterations": 2,
+        "num_candidates": 16,
+        "candidate_chunk": 16,
+        "num_tokens": 4,
+    }
+    random_token = {
+        "name": "random_token",
+        "num_iterations": 8,
+        "iterations_per_pass": 8,
+        "num_tokens": 4,
+    }
+    # Copied wherever they stand: a config keeps shared dicts shared, also when one is overridden.
+    train = {
+        "epochs": 1,
+        "batch_size": 8,
+        "microbatch_size": 4,
+        "edges": EDGES,
+        "optimizer": {"learning_rate": 1e-2},
+    }
+    search = {"batch_size": 4, "edges": EDGES}
+    config = ConfigDict()
+    config.task = {
+        "name": "word_length",
+        "num_train": 48,
+        "num_validation": 24,
+        "seed": 0,
+        "train_path": "",
+        "validation_path": "",
+        "too_long": "refuse",
+    }
+    config.seeds = (0,)
+    config.evaluation = {
+        "attacks": {"gcg": gcg, "random_token": random_token},
+        "every_round": ("gcg",),
+        "num_examples": 8,
+        "min_accuracy": 0.0,
+        "seed": 0,
+    }
+    config.points = {
+        "nano-27k": {
+            "finetune": {"train": {**train}, "checkpoint_every": 2, "num_train": 0},
+            "advtrain": {
+                "gcg": {
+                    "attack": {**gcg},
+                    "schedule": {"start": 1, "end": 2 if num_rounds > 1 else 1},
+                    "num_rounds": num_rounds,
+                    "examples_per_round": 8,
+                    "pool": {"max_examples": 24, "max_adversarial_share": 0.5},
+                    "train": {**train},
+                    "search": {**search},
+                }
+            },
+            "search": search,
+        }
+    }
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    return config

@@ -1,0 +1,136 @@
+"""Fine-tuning: interrupted anywhere it ends with the same bits."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from robustjax.errors import UserError
+from robustjax.runtime.checkpoint import Checkpoints
+from robustjax.runtime.runlog import MetricsLog, read_metrics
+from robustjax.training import finetune as module
+from robustjax.training.finetune import FinetuneConfig, finetune, load_trained
+from robustjax.training.loop import TrainConfig
+from robustjax.training.optimizer import OptimizerConfig
+from tests.training.conftest import same_bits
+
+CONFIG = FinetuneConfig(
+    TrainConfig(
+        epochs=2,
+        batch_size=4,
+        microbatch_size=4,
+        optimizer=OptimizerConfig(learning_rate=1e-2, schedule="cosine"),
+        edges=(64, 128),
+    ),
+    checkpoint_every=2,
+)
+STEPS = 10  # 20 texts of one bucket: 5 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def run(make_victim, small_task):
+    """run(folder) -> trained victim and summary."""
+
+    def call(folder, config=CONFIG):
+        folder.mkdir(exist_ok=True)
+        return finetune(make_victim(), small_task, config, seed=1, folder=folder, label="test")
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def straight(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, *run(folder)
+
+
+def test_what_a_run_leaves(straight, make_victim, small_task):
+    folder, trained, summary = straight
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "validation_accuracy" in line] == [5, 10]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert rates[0] == pytest.approx(1e-2) and rates == sorted(rates, reverse=True)
+    assert (summary["steps"], summary["epochs"], summary["num_train"]) == (STEPS, 2, 20)
+    assert summary["validation_accuracy"] == lines[-1]["validation_accuracy"]
+    assert (summary["num_params"], summary["num_validation"]) == (trained.num_params, 8)
+    tokens = sum(map(len, trained.tokenizer.encode([e.text for e in small_task.train])))
+    assert summary["flops_algorithmic"] == 2 * 6 * trained.num_params * tokens
+    assert same_bits(load_trained(make_victim(seed=9), folder).params, trained.params)
+    assert Checkpoints(folder / "checkpoints").latest_step() == STEPS
+
+
+def test_the_victim_given_is_not_touched(make_victim, small_task, tmp_path):
+    victim = make_victim()
+    before = jax.device_get(victim.params)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, epochs=1))
+    trained, _ = finetune(victim, small_task, config, seed=1, folder=tmp_path, label="test")
+    assert same_bits(victim.params, before) and not same_bits(trained.params, before)
+
+
+# Saves come after steps 2, 4, 5, 7, 9 and 10, the lines of later steps stand in the log by then.
+@pytest.mark.parametrize(
+    ("owner", "name", "n"),
+    [
+        (Checkpoints, "save", 1),
+        (Checkpoints, "save", 2),
+        (Checkpoints, "save", 3),
+        (Checkpoints, "save", 4),
+        (Checkpoints, "save", 6),
+        (MetricsLog, "write", 8),
+        (module, "save_params", 1),
+        (module, "read_metrics", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
+)
+def test_killed_and_resumed_is_the_same_as_straight(
+    run, straight, killed_at, tmp_path, owner, name, n
+):
+    with killed_at(owner, name, n):
+        run(tmp_path)
+    trained, summary = run(tmp_path)
+    folder, expected, expected_summary = straight
+    assert same_bits(trained.params, expected.params)
+    assert same_bits(load_trained(trained, tmp_path).params, expected.params)
+    assert summary == expected_summary
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def test_a_finished_run_only_reports_again(run, straight, monkeypatch):
+    folder, expected, summary = straight
+    monkeypatch.setattr(Checkpoints, "save", None)  # training would call it
+    trained, again = run(folder)
+    assert again == summary and same_bits(trained.params, expected.params)
+
+
+def test_only_the_first_examples_are_used_when_fewer_are_asked_for(
+    make_victim, small_task, tmp_path
+):
+    train = dataclasses.replace(CONFIG.train, epochs=1)
+    config = FinetuneConfig(train, num_train=4)
+    victim = make_victim()
+    _, summary = finetune(victim, small_task, config, seed=1, folder=tmp_path, label="test")
+    assert (summary["num_train"], summary["steps"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FinetuneConfig(num_train=21), "num_train=21 is more than the task's 20"),
+        (
+            FinetuneConfig(TrainConfig(1, 4, 4, OptimizerConfig(warmup_steps=6))),
+            "warmup_steps: 6 is more than the 5 steps",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_data(make_victim, small_task, tmp_path, config, message):
+    config.check(1000)
+    with pytest.raises(UserError, match=message):
+        finetune(make_victim(), small_task, config, seed=1, folder=tmp_path, label="test")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["num_train", "checkpoint_every"])
+def test_bad_settings(name):
+    with pytest.raises(UserError, match=f"{name}=-1"):
+        FinetuneConfig(**{name: -1})

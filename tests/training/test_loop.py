@@ -1,0 +1,167 @@
+"""Epochs over labelled texts: whose loss is whose, what is logged and saved, and when it stops."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax.data.batching import FILLER
+from robustjax.errors import UserError
+from robustjax.training.loop import DivergedError, LabelledRows, TrainConfig, Trainer, start
+from robustjax.training.optimizer import OptimizerConfig
+from robustjax.training.step import TrainState
+
+LENGTHS = [5, 40, 9, 33, 64, 7, 12, 50, 8, 20, 6, 30, 31]  # two buckets, of width 32 and 64
+CONFIG = TrainConfig(batch_size=4, microbatch_size=2, optimizer=OptimizerConfig(learning_rate=1e-2))
+
+
+@pytest.fixture
+def trainer(make_victim):
+    """Thirteen rows; the label of each is its place, so that a fake step can tell whose it saw."""
+    data = LabelledRows([[i + 1] * n for i, n in enumerate(LENGTHS)], range(len(LENGTHS)), pad_id=0)
+    return Trainer(make_victim(), CONFIG, data, seed=3)
+
+
+def fresh():
+    return TrainState({}, (), jnp.int32(0))
+
+
+def tell_labels(state, batch):
+    """A step that trains nothing and gives each row's label as its loss."""
+    return state._replace(step=state.step + 1), jnp.asarray(batch.label, jnp.float32)
+
+
+class Log:
+    def __init__(self):
+        self.lines, self.saved = [], []
+
+    def __call__(self, number, loss):
+        self.lines.append((number, loss))
+
+    def save(self, number, state):
+        # What is saved stands for all steps up to it; their lines must be on disk by then.
+        assert [line[0] for line in self.lines][-1] == number
+        self.saved.append((number, int(state.step)))
+
+
+def test_each_loss_lands_at_its_text_and_fillers_nowhere(trainer):
+    log = Log()
+    assert trainer.steps_per_epoch == 4  # 9 rows of width 32 and 4 of width 64 in batches of 4
+    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log)
+    assert state.step == 4
+    np.testing.assert_array_equal(losses, np.arange(len(LENGTHS)))
+    assert [number for number, _ in log.lines] == [1, 2, 3, 4]
+    # A line is the mean over a batch's real rows.
+    rows = [batch.indices[batch.indices != FILLER] for batch in trainer._batches(0)]
+    assert [loss for _, loss in log.lines] == pytest.approx([r.mean() for r in rows])
+
+
+def test_rows_of_a_batch_belong_together(trainer):
+    def check(state, batch):
+        for tokens, mask, label, weight in zip(
+            *(np.asarray(x).reshape(4, *x.shape[2:]) for x in batch), strict=True
+        ):
+            if weight:
+                assert tokens[mask].tolist() == [label + 1] * LENGTHS[label]
+        assert batch.tokens.shape in ((2, 2, 32), (2, 2, 64))
+        return tell_labels(state, batch)
+
+    trainer.run_epoch(check, fresh(), 0, Log())
+
+
+def test_epochs_differ_and_can_be_replayed(trainer):
+    def order(epoch):
+        seen = []
+
+        def note(state, batch):
+            seen.append(np.asarray(batch.label).ravel().tolist())
+            return tell_labels(state, batch)
+
+        trainer.run_epoch(note, fresh(), epoch, Log())
+        return seen
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_an_epoch_is_entered_in_the_middle(trainer):
+    log = Log()
+    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log, first=2)
+    assert state.step == 2 and [number for number, _ in log.lines] == [3, 4]
+    done = ~np.isnan(losses)
+    assert 0 < done.sum() < len(LENGTHS)
+    np.testing.assert_array_equal(losses[done], np.arange(len(LENGTHS))[done])
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3]), (2, [2]), (3, [3]), (0, [])])
+def test_saves_come_after_their_lines_and_never_at_the_end(trainer, every, expected):
+    log = Log()
+    trainer.run_epoch(tell_labels, fresh(), 0, log, save=log.save, save_every=every)
+    assert log.saved == [(number, number) for number in expected]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(trainer, bad):
+    def diverge(state, batch):
+        state, rows = tell_labels(state, batch)
+        return state, jnp.full_like(rows, bad) if state.step == 3 else rows
+
+    log = Log()
+    with pytest.raises(DivergedError, match="step 3 of epoch 6: .* lower the learning rate") as e:
+        trainer.run_epoch(diverge, fresh(), 5, log, save=log.save, save_every=1)
+    assert isinstance(e.value, UserError)  # one line on the command line, not a traceback
+    assert [number for number, _ in log.lines] == [1, 2] and [n for n, _ in log.saved] == [1, 2]
+
+
+def test_a_filler_row_may_hold_anything(trainer):
+    def step(state, batch):
+        state, rows = tell_labels(state, batch)
+        return state, jnp.where(batch.weight == 0, jnp.nan, rows)
+
+    _, losses = trainer.run_epoch(step, fresh(), 0, Log())
+    assert np.isfinite(losses).all()
+
+
+def test_real_losses_are_those_before_the_update_and_fall(make_victim):
+    victim = make_victim()
+    texts = [f"the word number {i} is {'long' if i % 2 else 'short'}" for i in range(8)]
+    data = LabelledRows.of_texts(victim, texts, [i % 2 for i in range(8)])
+    config = TrainConfig(8, 8, 8, OptimizerConfig(learning_rate=1e-2))
+    trainer = Trainer(victim, config, data, seed=0)
+    assert trainer.steps_per_epoch == 1
+    step, state = start(victim, config, num_steps=8)
+    logits = victim.logits(texts)
+    expected = np.logaddexp(*logits.T) - logits[np.arange(8), data.labels]
+    means = []
+    for epoch in range(8):
+        state, losses = trainer.run_epoch(step, state, epoch, Log())
+        means.append(losses.mean())
+        if epoch == 0:
+            np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert means[-1] < 0.5 * means[0]
+
+
+def test_compute_is_counted_by_epoch(trainer):
+    params = trainer._victim.num_params
+    assert trainer.algorithmic_flops() == 6 * params * sum(LENGTHS)
+    # Padding to the bucket and filler rows are executed too; embeddings cost no dot products.
+    assert trainer.executed_flops() > 0
+
+
+def test_a_text_longer_than_the_context_is_refused(make_victim):
+    with pytest.raises(UserError, match="text 1 has .* tokens; .* context of 128"):
+        LabelledRows.of_texts(make_victim(), ["short", "long " * 300], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 8, "microbatch_size": 3}, "microbatch_size=3 does not divide batch_size=8"),
+        ({"edges": ()}, r"edges=\(\)"),
+        ({"edges": (64, 32)}, r"edges=\(64, 32\)"),
+        ({"edges": (0, 32)}, r"edges=\(0, 32\)"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**fields)

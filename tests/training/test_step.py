@@ -1,0 +1,148 @@
+"""The train step: the same update however it is cut up or spread over devices."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from robustjax.models.victim import param_shardings
+from robustjax.training.loop import TrainConfig, start
+from robustjax.training.optimizer import OptimizerConfig
+from robustjax.training.step import TrainBatch, accumulate_gradients, put_batch
+from tests.training.conftest import same_bits
+
+ROWS, WIDTH = 8, 32
+
+
+def make_batch(parts=1, weight=None):
+    """Eight random rows of different lengths, cut into microbatches."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, WIDTH + 1, ROWS)
+    arrays = TrainBatch(
+        tokens=rng.integers(1, 512, (ROWS, WIDTH)).astype(np.int32),
+        mask=np.arange(WIDTH) < lengths[:, None],
+        label=rng.integers(0, 2, ROWS).astype(np.int32),
+        weight=np.ones(ROWS, np.float32) if weight is None else np.asarray(weight, np.float32),
+    )
+    return TrainBatch(*(x.reshape(parts, ROWS // parts, *x.shape[1:]) for x in arrays))
+
+
+def gradients_of(victim, batch):
+    run = jax.jit(functools.partial(accumulate_gradients, victim.definition))
+    return jax.device_get(run(victim.params, put_batch(victim, batch)))
+
+
+def distance(one, other):
+    """Norm of the difference, relative to the norm."""
+    flat = [
+        np.concatenate([x.ravel() for x in jax.tree.leaves(jax.device_get(t))])
+        for t in (one, other)
+    ]
+    return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
+
+
+# Uneven on purpose: averaging the means of microbatches would be another gradient.
+@pytest.mark.parametrize("weight", [None, [1, 1, 1, 1, 1, 0, 0, 0]], ids=["full", "filled"])
+def test_microbatches_add_up_to_the_gradient_of_the_batch(make_victim, weight):
+    victim = make_victim()
+    whole, losses = gradients_of(victim, make_batch(1, weight))
+    for parts in (2, 8) if weight is None else (2,):
+        cut, cut_losses = gradients_of(victim, make_batch(parts, weight))
+        assert distance(cut, whole) < 2e-6
+        np.testing.assert_allclose(cut_losses.ravel(), losses.ravel(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
+def test_a_mesh_gives_the_gradient_of_one_device(make_victim, sizes):
+    one, _ = gradients_of(make_victim(), make_batch(2))
+    many, _ = gradients_of(make_victim(sizes), make_batch(2))
+    assert distance(many, one) < 2e-6
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
+def test_a_mesh_trains_like_one_device(make_victim, sizes):
+    def losses(victim):
+        step, state = start(victim, config, num_steps=4)
+        batch = put_batch(victim, make_batch(2))
+        seen = []
+        for _ in range(4):
+            state, rows = step(state, batch)
+            seen.append(np.asarray(rows))
+        return np.array(seen)
+
+    config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-2))
+    one, many = losses(make_victim()), losses(make_victim(sizes))
+    assert one[-1].mean() < one[0].mean() - 0.01
+    np.testing.assert_allclose(many, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_state_keeps_its_layout(make_victim, name):
+    victim = make_victim((1, 2, 2))
+    step, state = start(victim, TrainConfig(optimizer=OptimizerConfig(name)), num_steps=2)
+    expected = param_shardings(victim.definition, victim.mesh, victim.rules)
+    before = jax.tree.map(lambda leaf: leaf.sharding, state)
+    assert before.params == expected
+    # A matrix's moments are split like the matrix: whole, or what is left of it without one axis.
+    kernel, bias = (victim.params["blocks"]["00"]["mlp_in"][name] for name in ("kernel", "bias"))
+    assert (kernel.sharding.spec, bias.sharding.spec) == (P("fsdp", "tensor"), P("tensor"))
+    if name == "adafactor":
+        moments = state.opt_state[0].moments["blocks"]["00"]["mlp_in"]
+        assert moments["kernel"].row.sharding.spec == P("fsdp")
+        assert moments["kernel"].column.sharding.spec == P("tensor")
+        assert moments["bias"].sharding.spec == P("tensor")
+    else:
+        for moment in (state.opt_state[0].mu, state.opt_state[0].nu):
+            assert jax.tree.map(lambda leaf: leaf.sharding, moment) == expected
+    for _ in range(2):
+        state, _ = step(state, put_batch(victim, make_batch(2)))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
+
+
+def test_filler_rows_do_not_count(make_victim):
+    victim = make_victim()
+    batch = make_batch(2, [1, 1, 1, 0, 1, 1, 0, 0])
+    filler = batch.weight == 0
+    other = batch._replace(
+        tokens=np.where(filler[..., None], 7, batch.tokens),
+        label=np.where(filler, 1 - batch.label, batch.label),
+    )
+    expected, _ = gradients_of(victim, batch)
+    assert same_bits(gradients_of(victim, other)[0], expected)
+
+    # And the mean is over the real rows alone.
+    real = TrainBatch(*(x.reshape(1, ROWS, *x.shape[2:])[:, ~filler.ravel()] for x in batch))
+    assert distance(gradients_of(victim, real)[0], expected) < 2e-6
+
+
+def test_scanned_and_unrolled_layers_train_alike(make_victim):
+    def losses(victim):
+        config = TrainConfig(optimizer=OptimizerConfig(learning_rate=1e-2))
+        step, state = start(victim, config, num_steps=4)
+        return [
+            np.asarray(rows)
+            for rows in _run(step, state, put_batch(victim, make_batch(1)), count=4)
+        ]
+
+    unrolled, scanned = (losses(make_victim(layers=2, scanned=s)) for s in (False, True))
+    np.testing.assert_allclose(scanned, unrolled, atol=1e-4)
+
+
+def _run(step, state, batch, count):
+    for _ in range(count):
+        state, rows = step(state, batch)
+        yield rows
+
+
+def test_the_victims_own_weights_survive_donation(make_victim):
+    victim = make_victim()
+    before = jax.device_get(victim.params)
+    step, state = start(victim, TrainConfig(), num_steps=1)
+    given = jax.tree.leaves(state.params)
+    state, _ = step(state, put_batch(victim, make_batch()))
+    assert all(leaf.is_deleted() for leaf in given)
+    assert same_bits(victim.params, before)
+    assert not same_bits(state.params, before)
+    assert int(state.step) == 1
