@@ -72,17 +72,19 @@ def _point(row: dict, generated: bool) -> dict:
             "num_rounds": 3,
             "examples_per_round": 96,
             "pool": {
-                "max_examples": 384,
+                "max_examples": 480,
                 "max_adversarial_share": 0.8,
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
             },
             "train": {
                 **train,
-                "epochs": 3,
+                "batch_size": 8,
+                "microbatch_size": 8,
+                "epochs": 4,
                 "optimizer": {
                     "name": "adafactor",
-                    "learning_rate": row["learning_rate"] / 2,
+                    "learning_rate": row["learning_rate"] / 4,
                     "schedule": "constant",
                 },
             },
