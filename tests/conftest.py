@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The fast suite runs where torch is absent; asked for the slow proofs, torch has to be there."""
+    """The fast suite runs where torch is absent; the slow proofs need it and say so."""
     is_fast = "not slow" in config.option.markexpr
     needs_torch = collection_path.name.startswith("test_torch_")
     if needs_torch and is_fast and importlib.util.find_spec("torch") is None:

@@ -48,8 +48,6 @@ def during(original: Callable, *args: Any, **kwargs: Any) -> None:
     die()
 
 
-
-
 def half_a_metrics_line(original: Callable, log: MetricsLog, step: int, metrics: dict) -> None:
     """Leaves the beginning of a line."""
     log._file.write(f'{{"step": {step}, "lo')

@@ -172,6 +172,8 @@ def differences(one, other):
 
 def contents(workdir):
     found = {}
+    # Somebody may commit while this runs; the report names the commit.
+    commit = (json.loads((workdir / "manifest.json").read_text())["git_commit"] or "").encode()
     for path in sorted(workdir.rglob("*")):
         name = path.relative_to(workdir).as_posix()
         if path.is_dir():
@@ -186,6 +188,8 @@ def contents(workdir):
             volatile = ("git_commit", "devices", "versions")
             manifest = json.loads(path.read_text())
             found[name] = {k: v for k, v in manifest.items() if k not in volatile}
+        elif commit and path.suffix == ".html":
+            found[name] = path.read_bytes().replace(commit, b"commit")
         else:
             found[name] = path.read_bytes()
     return found

@@ -37,7 +37,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = {
         "name": "word_length",
         "num_train": 48,
-        "num_validation": 24,
+        "num_validation": 64,
         "seed": 0,
         "train_path": "",
         "validation_path": "",

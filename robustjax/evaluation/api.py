@@ -54,8 +54,8 @@ def run_attack(
         seed: keys all randomness, together with the example's id.
         instructions: put before every `text`.
         answer_prompt: put after every `text`.
-        chunk_kinds: what may be attacked. By default the last content chunk: it is replaced when it
-            is empty in every example, else the attack is inserted into it.
+        chunk_kinds: what may be attacked. By default the attack is inserted into the last content
+            chunk.
         config: how the search is cut into programs.
         path: a file of records to write; the same call continues it after an interruption.
 
@@ -128,13 +128,13 @@ def _plain_example(
 
 
 def _chunk_kinds(examples: Sequence[Example]) -> tuple[ChunkKind, ...]:
-    """The last content chunk may be attacked: by overwriting where it is always empty."""
+    """The last content chunk may be attacked; an attack inserted into an empty one replaces it."""
     counts = [len(example.content) for example in examples]
     for index, count in enumerate(counts):
         if count != counts[0]:
             raise UserError(
                 f"examples[{index}]: has {count} content chunks, examples[0] has {counts[0]}"
             )
-    is_always_empty = all(example.content[-1] == "" for example in examples)
-    last = ChunkKind.OVERWRITABLE if is_always_empty else ChunkKind.PERTURBABLE
-    return (*[ChunkKind.IMMUTABLE] * counts[0], last, ChunkKind.IMMUTABLE)
+    kinds = [ChunkKind.IMMUTABLE] * (counts[0] + 2)
+    kinds[-2] = ChunkKind.PERTURBABLE
+    return tuple(kinds)

@@ -65,7 +65,5 @@ def _jaxprs(values: Iterable[Any]) -> Iterable[Any]:
     for value in values:
         if hasattr(value, "eqns"):
             yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr
         elif isinstance(value, tuple | list):
             yield from _jaxprs(value)

@@ -71,11 +71,25 @@ class Checkpoints:
         if step < 0:
             raise ValueError(f"step {step} is negative")
         _write(self._step_folder(step), arrays, metadata)
+        self._prune(step)
+
+    def tidy(self) -> None:
+        """Deletes what `save` would have deleted: for the end of a run that was killed on the way.
+
+        A kill right after the last save can leave an older step, whole or in parts.
+        """
+        latest = self.latest_step()
+        if latest is not None:
+            self._prune(latest)
+
+    def _prune(self, newest: int) -> None:
         if distributed.is_primary():
-            whole = [other for other in self._whole_steps() if other <= step]
+            whole = [step for step in self._whole_steps() if step <= newest]
             for name in self._step_names():
                 if int(name) not in whole[-self.keep :]:
-                    (epath.Path(self.folder) / name).rmtree()
+                    folder = epath.Path(self.folder) / name
+                    (folder / _COMPLETE).unlink(missing_ok=True)  # in parts it must not look whole
+                    folder.rmtree()
         distributed.barrier("checkpoint_pruned")
 
     def latest_step(self) -> int | None:

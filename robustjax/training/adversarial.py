@@ -211,6 +211,7 @@ def train_adversarially(
             saved_losses = [None if np.isinf(x) else float(x) for x in losses]
             checkpoints.save(number, state, {"rounds": rounds, "losses": saved_losses})
             progress.advance(note=f"accuracy {rounds[-1]['accuracy']:.3f}")
+    checkpoints.tidy()
     watch.write(folder)
     summary = {
         "kind": "advtrain",

@@ -124,6 +124,7 @@ def finetune(
             share = accuracy(trained, task.split("validation"))
             log.write(base + per_epoch, {"epoch": epoch + 1, "validation_accuracy": share})
             checkpoints.save(base + per_epoch, state, {})
+    checkpoints.tidy()
     trained = victim.with_params(state.params)
     save_params(folder / "model", state.params, {"name": victim.name, "family": victim.family})
     accuracies = [

@@ -136,6 +136,23 @@ def test_it_finds_the_best_of_all_slots(toy, width, count):
     assert reached == len(examples)
 
 
+def test_only_allowed_tokens_are_proposed_and_each_replacement_once(toy):
+    """Special ids and padded rows of the embedding are not among the twelve letters."""
+    victim, examples = toy
+    attack = GCG(num_iterations=6, num_tokens=2, num_candidates=24, top_k=12)
+    run = make_run(victim, examples, attack)
+    slots = gcg.init(run)
+    (function, arguments, _), _ = gcg.programs(attack, run)
+
+    _, proposed = function(*arguments[:3], slots, *arguments[4:])
+
+    for slot, rows in zip(np.asarray(slots), np.asarray(proposed), strict=True):
+        expected = {(letter, slot[1]) for letter in range(1, 13)}
+        expected |= {(slot[0], letter) for letter in range(1, 13)}
+        assert set(map(tuple, rows)) == expected
+        assert len(rows) == 24  # the slot itself was proposed twice: it survives no filter
+
+
 def test_when_no_candidate_survives_the_incumbent_stays(victim, examples, monkeypatch):
     survivors, calls = BatchRun.survivors, itertools.count(1)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import robustjax
-from robustjax.data.prompts import ANSWER_PROMPT
+from robustjax.data.prompts import ANSWER_PROMPT, ChunkKind
 from robustjax.errors import UserError
 from robustjax.evaluation.api import AttackResult, run_attack
 from robustjax.evaluation.evaluate import attack_examples
@@ -85,11 +85,29 @@ def test_a_plain_text_gets_the_answer_prompt(victim):
     assert record.attacked_text.endswith(ANSWER_PROMPT)
 
 
-def test_a_chunk_that_is_always_empty_is_overwritten(victim):
+def test_an_empty_chunk_is_overwritten_by_default(victim):
     examples = make_examples(victim, TEXTS[:2], kinds=OVERWRITE, first_id=0)
     expected, _ = attack_examples(victim, examples, OVERWRITE, ATTACK, config=CONFIG)
 
     assert run_attack(victim, examples, ATTACK, config=CONFIG).records == expected
+
+
+def test_another_chunk_can_be_chosen(victim):
+    (example,) = make_examples(victim, TEXTS[:1])
+    # The same text, cut otherwise: by default the attack would come last.
+    example = dataclasses.replace(
+        example,
+        instructions=example.instructions + TEXTS[0],
+        content=(example.answer_prompt,),
+        answer_prompt="",
+    )
+    kinds = (ChunkKind.PERTURBABLE, ChunkKind.IMMUTABLE, ChunkKind.IMMUTABLE)
+
+    result = run_attack(victim, [example], ATTACK, chunk_kinds=kinds, config=CONFIG)
+
+    (record,) = result.records
+    slot = record.iterations[-1].slot_text
+    assert record.attacked_text == example.instructions + slot + ANSWER_PROMPT
 
 
 def test_a_path_holds_the_records(victim, tmp_path):

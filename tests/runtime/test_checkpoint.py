@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from absl import logging as absl_logging
+from etils import epath
 from jax.sharding import PartitionSpec as P
 
 from robustjax.errors import UserError
@@ -93,6 +94,34 @@ def test_keeps_the_newest(tmp_path):
     assert sorted(os.listdir(tmp_path / "new")) == ["00000020", "00000100"]
     assert checkpoints.latest_step() == 100
     assert checkpoints.restore({"x": np.zeros(20, int)}, step=20)[0] == 20
+
+
+@pytest.mark.parametrize("is_torn", [True, False])
+def test_what_a_kill_while_deleting_left_is_tidied_away(tmp_path, is_torn):
+    both = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        both.save(step, {"a": np.full(2, step)}, {})
+    if is_torn:
+        (tmp_path / "00000001" / "COMPLETE.json").unlink()
+    Checkpoints(tmp_path).tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["00000002"]
+    assert Checkpoints(tmp_path).restore({"a": np.zeros(2, int)})[0] == 2
+    Checkpoints(tmp_path / "none").tidy()
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_old_step_that_is_half_deleted_does_not_look_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.zeros(2)}, {})
+
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(2, {"a": np.zeros(2)}, {})
+    assert not (tmp_path / "00000001" / "COMPLETE.json").exists()
+    assert checkpoints.latest_step() == 2
 
 
 def test_a_step_can_be_saved_again(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from robustjax.errors import UserError
+from robustjax.evaluation.strict_json import write_text_atomic
 from robustjax.runtime.files import check_writable, read_json, write_json, write_text
 
 
@@ -101,3 +102,25 @@ def test_check_writable_refuses_a_file_and_a_place_nobody_may_write(tmp_path):
             check_writable(folder)
         message = str(caught.value)
         assert message.startswith(f"workdir {folder}:") and "choose another --workdir" in message
+
+
+@pytest.mark.parametrize("write", [write_text, write_text_atomic])
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path, monkeypatch, write):
+    class Killed(BaseException):
+        pass
+
+    def killed(*args):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        patched.setattr(
+            pathlib.Path, "unlink", lambda *args, **kwargs: None
+        )  # nor does SIGKILL tidy up
+        with pytest.raises(Killed):
+            write(tmp_path / "file", "half")
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # another process
+    write(tmp_path / "file", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
