@@ -83,12 +83,11 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
     stages = planner.plan()
     todo = [planned for planned in stages if not planned.stage.is_done()]
     whole = Stage(str(folder), config_hash(planner.leaves, SCHEMA_VERSION), planner.leaves)
-    whole.is_done()  # raises when the workdir is another study's
     report = stages[-1].folder / "index.html"
     if not todo:
         _say(f"study: all {len(stages)} stages are done already; nothing to do")
         return report
-    whole.start()
+    whole.start()  # refuses a workdir of another study
     write_manifest(
         folder,
         config=describe(config),

@@ -75,7 +75,7 @@ def _files(folder):
             ["--config.points.nano-27k.advtrain.gcg.examples_per_round=49"],
             "points.nano-27k.advtrain.gcg: examples_per_round=49 is more than the 48",
         ),
-        (["--config.evaluation.num_examples=25"], "num_examples=25 is more than the 24 validation"),
+        (["--config.evaluation.num_examples=65"], "num_examples=65 is more than the 64 validation"),
         (["--config.evaluation.attacks.gcg=5"], "`5` is not a dict"),
         (["--config.evaluation.attacks.gcg.name=beast"], "name='beast' is no attack; known: gcg"),
         (["--config.evaluation.attacks.gcg.num_candidates=10000"], "num_candidates=10000 is more"),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -172,8 +173,9 @@ def differences(one, other):
 
 def contents(workdir):
     found = {}
-    # Somebody may commit while this runs; the report names the commit.
-    commit = (json.loads((workdir / "manifest.json").read_text())["git_commit"] or "").encode()
+    # Somebody may commit while this runs; the report shows the beginning of the commit's name.
+    commit = json.loads((workdir / "manifest.json").read_text())["git_commit"] or "no commit"
+    shown = re.compile(re.escape(commit[:12].encode()) + b"(-dirty)?")
     for path in sorted(workdir.rglob("*")):
         name = path.relative_to(workdir).as_posix()
         if path.is_dir():
@@ -188,8 +190,8 @@ def contents(workdir):
             volatile = ("git_commit", "devices", "versions")
             manifest = json.loads(path.read_text())
             found[name] = {k: v for k, v in manifest.items() if k not in volatile}
-        elif commit and path.suffix == ".html":
-            found[name] = path.read_bytes().replace(commit, b"commit")
+        elif path.suffix == ".html":
+            found[name] = shown.sub(b"commit", path.read_bytes())
         else:
             found[name] = path.read_bytes()
     return found
