@@ -146,7 +146,15 @@ class GPTNeoXBlock(nnx.Module):
         return rotate(queries, positions, turns), rotate(keys, positions, turns), values
 
     def _mlp(self, x: Array) -> Array:
-        return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
+        return self.mlp_out(_gelu(self.mlp_in(x)))
+
+
+def _gelu(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
+    """Exact GELU through erf, as torch computes it.
+
+    JAX's own goes through erfc, which on a CPU takes three times as long for the same digits.
+    """
+    return x * (0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5)))
 
 
 def trunk(

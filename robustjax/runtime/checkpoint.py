@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -213,7 +214,7 @@ def _write(folder: epath.Path, arrays: PyTree, metadata: dict[str, Any]) -> None
     }
     if saveable:  # and an empty tree
         with _quiet():
-            _checkpointer().save(folder / _ARRAYS, args=ocp.args.PyTreeSave(saveable))
+            _checkpointer().save(_absolute(folder / _ARRAYS), args=ocp.args.PyTreeSave(saveable))
     if distributed.is_primary():
         write_json(folder / _METADATA, metadata)
         marker = {
@@ -235,7 +236,7 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         item = {name: wanted[name] for name in arguments}
         with _quiet():
             restored |= _checkpointer().restore(
-                folder / _ARRAYS, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments)
+                _absolute(folder / _ARRAYS), args=ocp.args.PyTreeRestore(item=item, restore_args=arguments)
             )
     leaves = [
         restored[name][()] if isinstance(leaf, np.generic) else restored[name]
@@ -249,6 +250,11 @@ def _checkpointer() -> ocp.Checkpointer:
     # Synchronous, since a step reported as saved has to be on disk. OCDBT puts all arrays into a
     # few files: for 65 small arrays about 0.14 s a save, against 0.25 s with a folder for each.
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """What Orbax asks for; an object store's path is absolute as it stands."""
+    return path if is_remote(path) else epath.Path(os.path.abspath(path))
 
 
 @contextlib.contextmanager

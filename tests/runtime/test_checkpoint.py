@@ -70,6 +70,19 @@ def test_round_trip_is_bit_exact(tmp_path):
     _assert_same(arrays, _tree())
 
 
+def test_a_folder_may_be_relative_to_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = _tree()
+    Checkpoints("runs/checkpoints").save(3, tree, {})
+    save_params(pathlib.Path("runs/model"), tree["params"], {"name": "x"})
+    _, got, _ = Checkpoints("runs/checkpoints").restore(jax.tree.map(_zeros, tree))
+    _assert_same(got, tree)
+    params, metadata = load_params("runs/model", jax.tree.map(_zeros, tree["params"]))
+    _assert_same(params, tree["params"])
+    assert metadata == {"name": "x"}
+    assert (tmp_path / "runs" / "model" / "COMPLETE.json").exists()
+
+
 def test_restored_arrays_have_the_shardings_of_like(tmp_path):
     values = np.arange(32, dtype=np.float32).reshape(8, 4)
     four = make_mesh(MeshConfig(data=4), jax.devices()[:4])
