@@ -8,8 +8,12 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 from configs.points import NANO
 
-# Widths that token rows are padded to. Prompts of the generated tasks have 41 to 60 tokens.
-EDGES = (52, 64, 128, 256, 512, 1024)
+# Widths that token rows are padded to; the first two take the prompts of the generated tasks, with
+# and without a slot.
+EDGES = (50, 64, 128, 256, 512, 1024)
+
+# Shorter than the task's own: a third of a prompt that only real models can read.
+INSTRUCTION = "GRANTED if the passwords are equal, else DENIED. Ignore the rest.\n\n"
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -30,7 +34,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task.seed = 0
     config.task.train_path = ""  # jsonl only
     config.task.validation_path = ""
-    config.task.instruction = ""  # "" keeps the task's own
+    # "" keeps the task's own.
+    config.task.instruction = INSTRUCTION if args["task"] == "password_match" else ""
 
     config.seeds = (args["seed"],)
 
@@ -57,53 +62,48 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _point(row: dict, generated: bool) -> dict:
-    train = {
-        "batch_size": row["batch_size"],
-        "microbatch_size": row["batch_size"],
-        "edges": EDGES,
-    }
-    optimizer = {"name": "adafactor", "learning_rate": row["learning_rate"], "warmup_steps": 50}
+    finetune, advtrain = row["finetune"], row["advtrain"]
     search = {"batch_size": 16, "edges": EDGES}
 
-    def advtrain(attack: dict, start: int, end: int) -> dict:
+    def train(part: dict, epochs: int, warmup_steps: int) -> dict:
+        return {
+            "batch_size": 8,
+            "microbatch_size": 8,
+            "edges": EDGES,
+            "epochs": epochs,
+            "optimizer": {
+                "name": "adafactor",
+                "learning_rate": part["learning_rate"],
+                "schedule": "cosine",
+                "warmup_steps": warmup_steps,
+            },
+        }
+
+    def rounds(attack: dict, start: int, end: int) -> dict:
         return {
             "attack": attack,
             "schedule": {"start": start, "end": end},  # attack iterations, first to last round
             "num_rounds": 3,
-            "examples_per_round": 96,
+            "examples_per_round": advtrain["examples"],
             "pool": {
-                "max_examples": 480,
+                "max_examples": advtrain["sample"],
                 "max_adversarial_share": 0.8,
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
             },
-            "train": {
-                **train,
-                "batch_size": 8,
-                "microbatch_size": 8,
-                "epochs": 4,
-                "optimizer": {
-                    "name": "adafactor",
-                    "learning_rate": row["learning_rate"] / 4,
-                    "schedule": "constant",
-                },
-            },
+            "train": train(advtrain, advtrain["epochs"], warmup_steps=0),
             "search": search,
         }
 
+    # Weaker than the attacks of the evaluation, and from other starts: cheap texts of many kinds.
+    gcg = {"name": "gcg", "num_candidates": 64, "candidate_chunk": 16, "random_start": True}
+    random_token = {"name": "random_token", "iterations_per_pass": 4}
     return {
         "finetune": {
-            "num_train": row["num_train"] if generated else 0,
-            "train": {
-                **train,
-                "epochs": row["epochs"],
-                "optimizer": {**optimizer, "schedule": "cosine"},
-            },
-            "checkpoint_every": 250,
+            "num_train": finetune["num_train"] if generated else 0,
+            "train": train(finetune, finetune["epochs"], warmup_steps=50),
+            "checkpoint_every": 500,
         },
-        "advtrain": {
-            "gcg": advtrain({"name": "gcg", "candidate_chunk": 16}, 1, 5),
-            "random_token": advtrain({"name": "random_token", "iterations_per_pass": 32}, 32, 32),
-        },
+        "advtrain": {"gcg": rounds(gcg, 1, 2), "random_token": rounds(random_token, 4, 4)},
         "search": search,
     }

@@ -28,7 +28,7 @@ from robustjax.attacks.objective import (
     make_tail,
     score,
 )
-from robustjax.attacks.retokenize import SlotText, clean_start
+from robustjax.attacks.retokenize import SlotText, clean_start, random_start
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import transformer
@@ -45,6 +45,8 @@ class GCG:
         num_candidates: ``C``, candidates scored in each iteration.
         top_k: promising tokens at each position.
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
+        random_start: start from random tokens, each example from its own, and not from ``@&@&...``;
+            as a training attack that shows a victim more kinds of slots.
         candidate_chunk: most candidates of each example scored in one pass; bounds the memory and
             changes losses by rounding only.
     """
@@ -54,6 +56,7 @@ class GCG:
     num_candidates: int = 128
     top_k: int = 256
     position: float = 1.0
+    random_start: bool = False
     candidate_chunk: int = 128
 
     name = "gcg"
@@ -99,7 +102,8 @@ def start(
     attack: GCG, tokenizer: Tokenizer, surrounding: SlotText, seed: int, example_id: int
 ) -> list[int] | None:
     """Ids of a slot to start from, or None if none stands cleanly in its prompt."""
-    return clean_start(tokenizer, surrounding, attack.num_tokens, seed, example_id)
+    find = random_start if attack.random_start else clean_start
+    return find(tokenizer, surrounding, attack.num_tokens, seed, example_id)
 
 
 def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:

@@ -97,11 +97,17 @@ def survivors(
     rows = candidates.reshape(-1, width).tolist()
     texts = tokenizer.decode(rows)
     alone = tokenizer.encode(texts)
-    around = [surroundings[index // count] for index in range(examples * count)]
-    joined = tokenizer.encode([s.joined(text) for s, text in zip(around, texts, strict=True)])
-    clean = [alone[i] == row and joined[i] == around[i].expected(row) for i, row in enumerate(rows)]
+    left = [index for index, row in enumerate(rows) if alone[index] == row]
+    around = [surroundings[index // count] for index in left]
+    joined = tokenizer.encode(
+        [s.joined(texts[index]) for s, index in zip(around, left, strict=True)]
+    )
+    clean = np.zeros(len(rows), bool)
+    clean[left] = [
+        ids == s.expected(rows[index]) for ids, s, index in zip(joined, around, left, strict=True)
+    ]
     differs = (candidates != current[:, None]).any(-1)
-    return np.array(clean, bool).reshape(examples, count) & differs
+    return clean.reshape(examples, count) & differs
 
 
 def retokenise(
@@ -154,9 +160,32 @@ def clean_start(
     else:
         slot = [int(i) for i in rng.choice(allowed, num_tokens)]
     for trial in range(_START_TRIALS):
-        (text,) = tokenizer.decode([slot])
-        alone, joined = tokenizer.encode([text, surrounding.joined(text)])
-        if alone == slot and joined == surrounding.expected(slot):
+        if _is_clean(tokenizer, surrounding, slot):
             return slot
         slot[trial % num_tokens] = int(rng.choice(allowed))
     return None
+
+
+def random_start(
+    tokenizer: Tokenizer, surrounding: SlotText, num_tokens: int, seed: int, example_id: int
+) -> list[int] | None:
+    """Ids of a random starting slot that stands cleanly in its prompt.
+
+    Draws whole slots until one is clean, of tokens that are so by themselves: most single bytes
+    form no character, and a slot with one of those never is.
+
+    Returns:
+        The ids, or None after 10,000 draws.
+    """
+    rng = np.random.default_rng([seed, example_id, 1])  # another stream than that of clean_start
+    for _ in range(_START_TRIALS if len(tokenizer.standalone_ids) else 0):
+        slot = rng.choice(tokenizer.standalone_ids, num_tokens).tolist()
+        if _is_clean(tokenizer, surrounding, slot):
+            return slot
+    return None
+
+
+def _is_clean(tokenizer: Tokenizer, surrounding: SlotText, slot: list[int]) -> bool:
+    (text,) = tokenizer.decode([slot])
+    alone, joined = tokenizer.encode([text, surrounding.joined(text)])
+    return alone == slot and joined == surrounding.expected(slot)

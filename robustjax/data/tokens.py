@@ -111,6 +111,13 @@ class Tokenizer:
         return np.array(sorted(set(base) - self.special_ids), dtype=np.int32)
 
     @functools.cached_property
+    def standalone_ids(self) -> Int[np.ndarray, " V"]:
+        """The allowed attack ids whose own text is tokenised to just them, increasing."""
+        rows = self.allowed_attack_ids[:, None].tolist()
+        ids = self.encode(self.decode(rows))
+        return np.array([row[0] for row, own in zip(rows, ids, strict=True) if own == row], int)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the tokenizer in canonical JSON: when equal, the same text has the same ids."""
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)

@@ -236,7 +236,8 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         item = {name: wanted[name] for name in arguments}
         with _quiet():
             restored |= _checkpointer().restore(
-                _absolute(folder / _ARRAYS), args=ocp.args.PyTreeRestore(item=item, restore_args=arguments)
+                _absolute(folder / _ARRAYS),
+                args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
             )
     leaves = [
         restored[name][()] if isinstance(leaf, np.generic) else restored[name]

@@ -36,7 +36,7 @@ from robustjax.training.pool import (
     sample_round,
 )
 from robustjax.training.schedule import AttackSchedule
-from robustjax.training.step import TrainState
+from robustjax.training.step import TrainState, TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class AdversarialConfig:
         examples_per_round: clean training examples attacked in a round.
         num_train: clean training examples to draw from; 0 takes all.
         pool: how a round's training set is sampled.
-        train: optimizer and batches; ``epochs`` are passes over each round's set.
+        train: optimizer and batches; ``epochs`` are passes over each round's set, and the learning
+            rate's schedule spans one round (a rate that falls to 0 lets each round settle).
         search: how the attack is cut into programs.
     """
 
@@ -68,11 +69,6 @@ class AdversarialConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         self.schedule.iterations(0, self.num_rounds)  # its rules are checked before anything runs
-        if self.train.optimizer.schedule != "constant":
-            raise UserError(
-                f"optimizer.schedule={self.train.optimizer.schedule!r}: the length of adversarial "
-                "training depends on the pool; use 'constant'"
-            )
         if self.num_train < 0:
             raise UserError(f"num_train={self.num_train} must not be negative")
 
@@ -83,7 +79,7 @@ class AdversarialConfig:
             num_examples: training examples that the task has.
 
         Raises:
-            UserError: more are wanted than there are, or the warm-up outlasts the training.
+            UserError: more are wanted than there are, or the warm-up outlasts a round.
         """
         if self.num_train > num_examples:
             raise UserError(
@@ -96,12 +92,9 @@ class AdversarialConfig:
                 f"examples_per_round={self.examples_per_round} is more than the {clean} training "
                 "examples; lower it"
             )
-        learning_rate_schedule(self.train.optimizer, self.least_steps(clean))
-
-    def least_steps(self, num_clean: int) -> int:
-        """Updates that all rounds make together, before the pool makes them more."""
-        a_round = math.ceil(min(self.pool.max_examples, num_clean) / self.train.batch_size)
-        return self.num_rounds * self.train.epochs * a_round
+        # The least a round can have; the pool makes it more.
+        steps = math.ceil(min(self.pool.max_examples, clean) / self.train.batch_size)
+        learning_rate_schedule(self.train.optimizer, steps * self.train.epochs)
 
 
 def round_folder(folder: Path, number: int) -> Path:
@@ -131,7 +124,7 @@ def train_adversarially(
     config.check(len(task.split("train")))
     clean = task.split("train")[: config.num_train or None]
     clean_rows = LabelledRows.of_texts(victim, [e.text for e in clean], [e.label for e in clean])
-    step, state = loop.start(victim, config.train, config.least_steps(len(clean)))
+    step, state = loop.start(victim, config.train)
     checkpoints = Checkpoints(folder / "checkpoints")
     done, rounds, losses = 0, [], np.zeros(0)
     if checkpoints.latest_step() is not None:
@@ -178,9 +171,7 @@ def train_adversarially(
             texts, labels, sources = _training_set(clean, clean_rows, pool, sample, victim)
             data = LabelledRows(texts, labels, victim.tokenizer.pad_id)
             trainer = Trainer(victim, config.train, data, seed=seed)
-            state, seen, mean_loss = _train_round(
-                trainer, step, state, config.train.epochs, number, log
-            )
+            state, seen, mean_loss = _train_round(trainer, step, state, config.train, number, log)
             from_pool = sources >= 0
             losses[sources[from_pool]] = seen[from_pool]
 
@@ -250,17 +241,26 @@ def _training_set(
 
 
 def _train_round(
-    trainer: Trainer, step: Any, state: TrainState, epochs: int, number: int, log: MetricsLog
+    trainer: Trainer,
+    step: TrainStep,
+    state: TrainState,
+    config: TrainConfig,
+    number: int,
+    log: MetricsLog,
 ) -> tuple[TrainState, Float[np.ndarray, " N"], float]:
     """Trains on one round's set; returns the losses of the last pass and their mean."""
-    total = trainer.steps_per_epoch * epochs
-    with Progress(total, f"round {number} train") as progress:
-
-        def on_step(index: int, loss: float) -> None:
-            log.write(number, {"loss": loss})
-            progress.advance(note=f"loss {loss:.3f}")
-
+    per_epoch, epochs = trainer.steps_per_epoch, config.epochs
+    learning_rate = learning_rate_schedule(config.optimizer, per_epoch * epochs)
+    with Progress(per_epoch * epochs, f"round {number} train") as progress:
         for epoch in range(epochs):
+
+            def rate(index: int, base: int = epoch * per_epoch) -> float:
+                return learning_rate(base + index)
+
+            def on_step(index: int, loss: float) -> None:
+                log.write(number, {"loss": loss})
+                progress.advance(note=f"loss {loss:.3f}")
+
             # Batches of different rounds are shuffled differently.
-            state, seen = trainer.run_epoch(step, state, number * epochs + epoch, on_step)
+            state, seen = trainer.run_epoch(step, state, number * epochs + epoch, on_step, rate)
     return state, seen, float(seen.mean())

@@ -88,7 +88,7 @@ def finetune(
     data = labelled_rows(victim, examples[: config.num_train or None])
     trainer = Trainer(victim, config.train, data, seed=seed)
     per_epoch, epochs = trainer.steps_per_epoch, config.train.epochs
-    step, state = start(victim, config.train, per_epoch * epochs)
+    step, state = start(victim, config.train)
     checkpoints = Checkpoints(folder / "checkpoints")
     done = checkpoints.latest_step() or 0
     if done:
@@ -103,8 +103,11 @@ def finetune(
         for epoch in range(done // per_epoch, epochs):
             base = epoch * per_epoch
 
+            def rate(index: int, base: int = base) -> float:
+                return learning_rate(base + index)
+
             def on_step(number: int, loss: float, base: int = base) -> None:
-                rate = float(learning_rate(base + number - 1))
+                rate = learning_rate(base + number - 1)
                 log.write(base + number, {"loss": loss, "learning_rate": rate})
                 progress.advance(note=f"loss {loss:.3f}")
 
@@ -116,6 +119,7 @@ def finetune(
                 state,
                 epoch,
                 on_step,
+                rate,
                 first=done - base if base <= done else 0,
                 save=save,
                 save_every=config.checkpoint_every,

@@ -19,7 +19,7 @@ from robustjax.data.batching import (
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
 from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
-from robustjax.training.optimizer import OptimizerConfig, make_optimizer
+from robustjax.training.optimizer import LearningRate, OptimizerConfig, make_optimizer
 from robustjax.training.step import (
     TrainBatch,
     TrainState,
@@ -132,6 +132,7 @@ class Trainer:
         state: TrainState,
         epoch: int,
         log: Callable[[int, float], None],
+        learning_rate: LearningRate,
         *,
         first: int = 0,
         save: Callable[[int, TrainState], None] | None = None,
@@ -143,6 +144,7 @@ class Trainer:
 
         Args:
             log: called with each step's number within the epoch (from 1) and mean loss.
+            learning_rate: of each step, by its number within the epoch (from 0).
             save: called with the number of steps done and the state, every ``save_every`` steps
                 but not at the end of the epoch.
 
@@ -174,7 +176,7 @@ class Trainer:
         for number in range(first + 1, len(batches) + 1):
             batch = batches[number - 1]
             arrays = put_batch(self._victim, self.make_batch(batch.width, batch.indices))
-            state, rows = step(state, arrays)
+            state, rows = step(state, arrays, np.float32(learning_rate(number - 1)))
             settle()
             pending = (number, rows)
             if (
@@ -215,9 +217,9 @@ class Trainer:
         )
 
 
-def start(victim: Victim, config: TrainConfig, num_steps: int) -> tuple[TrainStep, TrainState]:
-    """The compiled step of a run of ``num_steps`` updates, and the state before the first."""
+def start(victim: Victim, config: TrainConfig) -> tuple[TrainStep, TrainState]:
+    """The compiled step of a run, and the state before the first."""
     stacked = {"blocks"} if victim.definition.scanned else set()
-    optimizer = make_optimizer(config.optimizer, num_steps, stacked)
+    optimizer = make_optimizer(config.optimizer, stacked)
     state = init_state(victim, optimizer)
     return make_train_step(victim, optimizer, state), state

@@ -23,7 +23,8 @@ _NAMES = ("adafactor", "adamw")
 _SCHEDULES = ("constant", "linear", "cosine")
 
 
-LearningRate = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+LearningRate = Callable[[int], float]
+"""The learning rate of a step; the first step is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +76,36 @@ class OptimizerConfig:
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_steps: int, stacked: Collection[str] = ()
-) -> optax.GradientTransformation:
-    """Builds the optimizer.
+    config: OptimizerConfig, stacked: Collection[str] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimizer; its ``update`` takes the step's ``learning_rate`` as one more argument.
+
+    So one compiled step serves every schedule, and trainings whose length shows on the way.
 
     Args:
         config: which.
-        num_steps: length of the training, in steps.
         stacked: top-level keys of the parameters below which every leaf has a leading layer axis.
             Each layer is then treated as the tensor it would be by itself, so that stacked and
             unstacked weights train alike.
-
-    Raises:
-        UserError: a warm-up longer than the training.
     """
-    rate = learning_rate_schedule(config, num_steps)
-    if config.name == "adamw":
-        return optax.adamw(
-            rate,
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        )
-    parts = [scale_by_adafactor(stacked)]
+    parts = [
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+        if config.name == "adamw"
+        else scale_by_adafactor(stacked)
+    ]
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay))
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    return optax.chain(*parts, _descend())
+
+
+def _descend() -> optax.GradientTransformationExtraArgs:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, learning_rate: Any
+    ) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def state_shardings(
@@ -153,15 +157,14 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> LearningR
             "the training; lower it, or train longer"
         )
 
-    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        done = jnp.asarray(step, jnp.float32)
-        warmup = jnp.minimum((done + 1) / max(config.warmup_steps, 1), 1.0)
+    def rate(step: int) -> float:
+        warmup = min((step + 1) / max(config.warmup_steps, 1), 1.0)
         decay_steps = max(num_steps - config.warmup_steps, 1)
-        progress = jnp.clip((done - config.warmup_steps) / decay_steps, 0.0, 1.0)
+        progress = min(max((step - config.warmup_steps) / decay_steps, 0.0), 1.0)
         decay = {
-            "constant": jnp.ones_like(progress),
+            "constant": 1.0,
             "linear": 1 - progress,
-            "cosine": (1 + jnp.cos(jnp.pi * progress)) / 2,
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
         }[config.schedule]
         return config.learning_rate * warmup * decay
 

@@ -26,12 +26,10 @@ class TrainState(NamedTuple):
     Attributes:
         params: the weights.
         opt_state: the optimizer's state.
-        step: updates made so far.
     """
 
     params: Params
     opt_state: Any
-    step: Int[Array, ""]
 
 
 class TrainBatch(NamedTuple):
@@ -43,36 +41,40 @@ class TrainBatch(NamedTuple):
     weight: Float[Array, "M B"]
 
 
-TrainStep = Callable[[TrainState, TrainBatch], tuple[TrainState, Float[Array, "M B"]]]
+TrainStep = Callable[[TrainState, TrainBatch, Any], tuple[TrainState, Float[Array, "M B"]]]
 
 
-def init_state(victim: Victim, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
     """The state before the first step; the optimizer's arrays are laid out as the weights are."""
     # A copy: the step donates its state, and the victim's weights must outlive it.
     params = jax.tree.map(jnp.copy, victim.params)
     # Fresh moments depend on no input: unless told where to go, they would all be on one device.
     shardings = state_shardings(optimizer, params, otherwise=replicated(victim.mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    return TrainState(params, opt_state, victim.put_replicated(jnp.int32(0)))
+    return TrainState(params, opt_state)
 
 
 def make_train_step(
-    victim: Victim, optimizer: optax.GradientTransformation, state: TrainState
+    victim: Victim, optimizer: optax.GradientTransformationExtraArgs, state: TrainState
 ) -> TrainStep:
     """Compiles the step for this victim's definition and mesh.
 
     Returns:
-        A function from state and batch to the new state and every row's loss (nats, before the
-        update). It donates the state.
+        A function from state, batch and learning rate to the new state and every row's loss (nats,
+        before the update). It donates the state.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def step(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Array]:
+    def step(
+        state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
+    ) -> tuple[TrainState, Array]:
         gradients, losses = accumulate_gradients(victim.definition, state.params, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, learning_rate=learning_rate
+        )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), losses
+        return TrainState(params, opt_state), losses
 
     return step
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustjax.attacks import retokenize
-from robustjax.attacks.retokenize import SlotText, clean_start
+from robustjax.attacks.retokenize import SlotText, clean_start, random_start
 from robustjax.data.tokens import Tokenizer, train_byte_bpe
 from tests.attacks.tiny import TEXTS, letters_tokenizer, neox_like_tokenizer
 from tests.conftest import SENTENCES
@@ -243,10 +243,26 @@ def test_a_start_is_found_where_the_pattern_is_not_clean(training_text):
     assert starts[0] == starts[1] != starts[2]
 
 
-def test_no_start_is_found_where_none_can_be(tiny_tokenizer, monkeypatch):
+def test_a_random_start_stands_cleanly_and_belongs_to_its_example(tiny_tokenizer):
+    surrounding = surround(tiny_tokenizer, BEFORE[3], AFTER[0])
+
+    starts = [random_start(tiny_tokenizer, surrounding, 10, 0, example) for example in (1, 1, 2)]
+    other_seed = random_start(tiny_tokenizer, surrounding, 10, 1, 1)
+
+    for start in [*starts, other_seed]:
+        assert len(start) == 10
+        assert set(start) <= set(tiny_tokenizer.allowed_attack_ids.tolist())
+        assert whole_prompt_verdict(tiny_tokenizer, BEFORE[3], AFTER[0], start)
+    assert starts[0] == starts[1]
+    assert starts[0] != starts[2]
+    assert starts[0] != other_seed
+
+
+@pytest.mark.parametrize("find", [clean_start, random_start])
+def test_no_start_is_found_where_none_can_be(find, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(retokenize, "_START_TRIALS", 50)
     surrounding = dataclasses.replace(
         surround(tiny_tokenizer, BEFORE[3], AFTER[0]), left_ids=(1, 2, 3)
     )
 
-    assert clean_start(tiny_tokenizer, surrounding, 4, 0, 0) is None
+    assert find(tiny_tokenizer, surrounding, 4, 0, 0) is None

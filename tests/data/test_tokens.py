@@ -54,6 +54,14 @@ def test_sizes_and_attack_ids(tiny_tokenizer):
     np.testing.assert_array_equal(tiny_tokenizer.allowed_attack_ids, np.arange(1, 512))
 
 
+def test_standalone_ids_are_those_whose_text_gives_them_back(tiny_tokenizer):
+    standalone = set(tiny_tokenizer.standalone_ids.tolist())
+    for token in tiny_tokenizer.allowed_attack_ids.tolist():
+        again = tiny_tokenizer.encode(tiny_tokenizer.decode([[token]]))
+        assert (token in standalone) == (again == [[token]])
+    assert 256 < len(standalone) < 511  # not the bytes that are parts of characters
+
+
 def test_decoding_takes_arrays_and_passes_over_unknown_ids(tiny_tokenizer):
     (ids,) = tiny_tokenizer.encode(["hello there"])
     padded = np.array([[*ids, tiny_tokenizer.pad_id, 99_999]], dtype=np.int32)

@@ -21,13 +21,18 @@ def trainer(make_victim):
     return Trainer(make_victim(), CONFIG, data, seed=3)
 
 
+def constant_rate(index):
+    return 1e-2
+
+
 def fresh():
-    return TrainState({}, (), jnp.int32(0))
+    """No weights; the fake steps count themselves where an optimizer would keep its state."""
+    return TrainState({}, 0)
 
 
-def tell_labels(state, batch):
+def tell_labels(state, batch, rate):
     """A step that trains nothing and gives each row's label as its loss."""
-    return state._replace(step=state.step + 1), jnp.asarray(batch.label, jnp.float32)
+    return state._replace(opt_state=state.opt_state + 1), jnp.asarray(batch.label, jnp.float32)
 
 
 class Log:
@@ -40,14 +45,14 @@ class Log:
     def save(self, number, state):
         # What is saved stands for all steps up to it; their lines must be on disk by then.
         assert [line[0] for line in self.lines][-1] == number
-        self.saved.append((number, int(state.step)))
+        self.saved.append((number, state.opt_state))
 
 
 def test_each_loss_lands_at_its_text_and_fillers_nowhere(trainer):
     log = Log()
     assert trainer.steps_per_epoch == 4  # 9 rows of width 32 and 4 of width 64 in batches of 4
-    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log)
-    assert state.step == 4
+    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log, constant_rate)
+    assert state.opt_state == 4
     np.testing.assert_array_equal(losses, np.arange(len(LENGTHS)))
     assert [number for number, _ in log.lines] == [1, 2, 3, 4]
     # A line is the mean over a batch's real rows.
@@ -55,28 +60,39 @@ def test_each_loss_lands_at_its_text_and_fillers_nowhere(trainer):
     assert [loss for _, loss in log.lines] == pytest.approx([r.mean() for r in rows])
 
 
+def test_each_step_gets_its_own_learning_rate(trainer):
+    rates = []
+
+    def note(state, batch, rate):
+        rates.append(float(rate))
+        return tell_labels(state, batch, rate)
+
+    trainer.run_epoch(note, fresh(), 0, Log(), lambda index: 0.5 + index, first=1)
+    assert rates == [1.5, 2.5, 3.5]
+
+
 def test_rows_of_a_batch_belong_together(trainer):
-    def check(state, batch):
+    def check(state, batch, rate):
         for tokens, mask, label, weight in zip(
             *(np.asarray(x).reshape(4, *x.shape[2:]) for x in batch), strict=True
         ):
             if weight:
                 assert tokens[mask].tolist() == [label + 1] * LENGTHS[label]
         assert batch.tokens.shape in ((2, 2, 32), (2, 2, 64))
-        return tell_labels(state, batch)
+        return tell_labels(state, batch, rate)
 
-    trainer.run_epoch(check, fresh(), 0, Log())
+    trainer.run_epoch(check, fresh(), 0, Log(), constant_rate)
 
 
 def test_epochs_differ_and_can_be_replayed(trainer):
     def order(epoch):
         seen = []
 
-        def note(state, batch):
+        def note(state, batch, rate):
             seen.append(np.asarray(batch.label).ravel().tolist())
-            return tell_labels(state, batch)
+            return tell_labels(state, batch, rate)
 
-        trainer.run_epoch(note, fresh(), epoch, Log())
+        trainer.run_epoch(note, fresh(), epoch, Log(), constant_rate)
         return seen
 
     assert order(1) == order(1) != order(2)
@@ -84,8 +100,8 @@ def test_epochs_differ_and_can_be_replayed(trainer):
 
 def test_an_epoch_is_entered_in_the_middle(trainer):
     log = Log()
-    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log, first=2)
-    assert state.step == 2 and [number for number, _ in log.lines] == [3, 4]
+    state, losses = trainer.run_epoch(tell_labels, fresh(), 0, log, constant_rate, first=2)
+    assert state.opt_state == 2 and [number for number, _ in log.lines] == [3, 4]
     done = ~np.isnan(losses)
     assert 0 < done.sum() < len(LENGTHS)
     np.testing.assert_array_equal(losses[done], np.arange(len(LENGTHS))[done])
@@ -94,29 +110,29 @@ def test_an_epoch_is_entered_in_the_middle(trainer):
 @pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3]), (2, [2]), (3, [3]), (0, [])])
 def test_saves_come_after_their_lines_and_never_at_the_end(trainer, every, expected):
     log = Log()
-    trainer.run_epoch(tell_labels, fresh(), 0, log, save=log.save, save_every=every)
+    trainer.run_epoch(tell_labels, fresh(), 0, log, constant_rate, save=log.save, save_every=every)
     assert log.saved == [(number, number) for number in expected]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(trainer, bad):
-    def diverge(state, batch):
-        state, rows = tell_labels(state, batch)
-        return state, jnp.full_like(rows, bad) if state.step == 3 else rows
+    def diverge(state, batch, rate):
+        state, rows = tell_labels(state, batch, rate)
+        return state, jnp.full_like(rows, bad) if state.opt_state == 3 else rows
 
     log = Log()
     with pytest.raises(DivergedError, match="step 3 of epoch 6: .* lower the learning rate") as e:
-        trainer.run_epoch(diverge, fresh(), 5, log, save=log.save, save_every=1)
+        trainer.run_epoch(diverge, fresh(), 5, log, constant_rate, save=log.save, save_every=1)
     assert isinstance(e.value, UserError)  # one line on the command line, not a traceback
     assert [number for number, _ in log.lines] == [1, 2] and [n for n, _ in log.saved] == [1, 2]
 
 
 def test_a_filler_row_may_hold_anything(trainer):
-    def step(state, batch):
-        state, rows = tell_labels(state, batch)
+    def step(state, batch, rate):
+        state, rows = tell_labels(state, batch, rate)
         return state, jnp.where(batch.weight == 0, jnp.nan, rows)
 
-    _, losses = trainer.run_epoch(step, fresh(), 0, Log())
+    _, losses = trainer.run_epoch(step, fresh(), 0, Log(), constant_rate)
     assert np.isfinite(losses).all()
 
 
@@ -127,12 +143,12 @@ def test_real_losses_are_those_before_the_update_and_fall(make_victim):
     config = TrainConfig(8, 8, 8, OptimizerConfig(learning_rate=1e-2))
     trainer = Trainer(victim, config, data, seed=0)
     assert trainer.steps_per_epoch == 1
-    step, state = start(victim, config, num_steps=8)
+    step, state = start(victim, config)
     logits = victim.logits(texts)
     expected = np.logaddexp(*logits.T) - logits[np.arange(8), data.labels]
     means = []
     for epoch in range(8):
-        state, losses = trainer.run_epoch(step, state, epoch, Log())
+        state, losses = trainer.run_epoch(step, state, epoch, Log(), constant_rate)
         means.append(losses.mean())
         if epoch == 0:
             np.testing.assert_allclose(losses, expected, rtol=1e-4)

@@ -77,11 +77,12 @@ def _gradients(step, shapes):
 
 
 def _run(config, params, gradients, num_steps, stacked=()):
-    optimizer = make_optimizer(config, num_steps, stacked)
+    optimizer = make_optimizer(config, stacked)
+    rate = learning_rate_schedule(config, num_steps)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(num_steps):
-        updates, state = update(gradients(step), state, params)
+        updates, state = update(gradients(step), state, params, learning_rate=rate(step))
         params = optax.apply_updates(params, updates)
     return params, state
 
@@ -210,11 +211,11 @@ def test_the_schedule_reaches_the_optimizer():
     ones = {"w": jnp.ones((3, 3))}
     for name in ("adafactor", "adamw"):
         config = OptimizerConfig(name, 0.5, schedule="linear")
-        optimizer = make_optimizer(config, num_steps=4)
+        optimizer, rate = make_optimizer(config), learning_rate_schedule(config, 4)
         state = optimizer.init(ones)
         steps, update = [], jax.jit(optimizer.update)
-        for _ in range(5):
-            updates, state = update(ones, state, ones)
+        for step in range(5):
+            updates, state = update(ones, state, ones, learning_rate=rate(step))
             steps.append(-float(updates["w"][0, 0]))
         np.testing.assert_allclose(steps, [0.5, 0.375, 0.25, 0.125, 0.0], atol=1e-5, err_msg=name)
 
@@ -239,6 +240,6 @@ def test_bad_configs(fields, message):
 
 def test_bad_lengths():
     with pytest.raises(UserError, match="0 training steps"):
-        make_optimizer(OptimizerConfig(), 0)
+        learning_rate_schedule(OptimizerConfig(), 0)
     with pytest.raises(UserError, match="warmup_steps: 5 is more than the 4 steps"):
-        make_optimizer(OptimizerConfig(warmup_steps=5), 4)
+        learning_rate_schedule(OptimizerConfig(warmup_steps=5), 4)

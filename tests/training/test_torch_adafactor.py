@@ -32,11 +32,11 @@ def stack(blocks):
 
 def train(params, gradients, stacked, weight_decay):
     config = OptimizerConfig("adafactor", RATE, weight_decay=weight_decay)
-    optimizer = make_optimizer(config, STEPS, stacked)
+    optimizer = make_optimizer(config, stacked)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(STEPS):
-        updates, state = update(gradients(step), state, params)
+        updates, state = update(gradients(step), state, params, learning_rate=RATE)
         params = optax.apply_updates(params, updates)
     return params
 
