@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     config.evaluation.every_round = ("gcg",)
     config.evaluation.num_examples = 64  # correctly answered ones
+    config.evaluation.num_examples_between = 32  # after the rounds before the last
     config.evaluation.min_accuracy = 0.9 if generated else 0.0
     config.evaluation.seed = 0
 
@@ -58,6 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.points = {name: _point(NANO[name], generated) for name in args["points"].split("+")}
 
     config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    config.workers = 2
     return config
 
 
@@ -79,14 +81,14 @@ def _point(row: dict, generated: bool) -> dict:
             },
         }
 
-    def rounds(attack: dict, start: int, end: int) -> dict:
+    def rounds(attack: dict, start: int, end: int, share: float) -> dict:
         return {
             "attack": attack,
             "schedule": {"start": start, "end": end},  # attack iterations, first to last round
             "num_rounds": 3,
-            "examples_per_round": advtrain["examples"],
+            "examples_per_round": int(share * advtrain["examples"]),
             "pool": {
-                "max_examples": advtrain["sample"],
+                "max_examples": int(share * advtrain["sample"]),
                 "max_adversarial_share": 0.8,
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
@@ -96,7 +98,7 @@ def _point(row: dict, generated: bool) -> dict:
         }
 
     # Weaker than the attacks of the evaluation, and from other starts: cheap texts of many kinds.
-    gcg = {"name": "gcg", "num_candidates": 64, "candidate_chunk": 16, "random_start": True}
+    gcg = {"name": "gcg", "num_candidates": 16, "candidate_chunk": 16, "random_start": True}
     random_token = {"name": "random_token", "iterations_per_pass": 4}
     return {
         "finetune": {
@@ -104,6 +106,9 @@ def _point(row: dict, generated: bool) -> dict:
             "train": train(finetune, finetune["epochs"], warmup_steps=50),
             "checkpoint_every": 500,
         },
-        "advtrain": {"gcg": rounds(gcg, 1, 2), "random_token": rounds(random_token, 4, 4)},
+        "advtrain": {
+            "gcg": rounds(gcg, 1, 3, share=1.0),
+            "random_token": rounds(random_token, 4, 4, share=0.5),
+        },
         "search": search,
     }

@@ -6,7 +6,6 @@ traceback.
 
 import ast
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,11 +65,12 @@ def _study(arguments: list[str]) -> int:
         raise UserError(f"{unexpected[0]!r} is no flag; did you mean --workdir={unexpected[0]}?")
     config_values = _values_of(values.config)
     # After parsing, so that a mistake in a flag costs no time.
+    from robustjax.runtime.compilation import keep_compiled_programs
     from robustjax.settings import build
     from robustjax.study import StudyConfig, run_study
 
     config = build(StudyConfig, config_values, "config")
-    _use_compilation_cache(values.workdir)
+    keep_compiled_programs(values.workdir)
     print(run_study(config, values.workdir))
     return 0
 
@@ -162,15 +162,6 @@ def _explain(error: BaseException) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _use_compilation_cache(workdir: str) -> None:
-    """Keeps compiled programs beside the results, so that a resumed run does not compile again."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and "://" not in workdir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(workdir).resolve() / "xla_cache"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], Any]] = {"study": _study, "report": _report}

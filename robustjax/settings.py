@@ -64,6 +64,7 @@ class EvaluationConfig:
         every_round: names of attacks that are run after every round of the training attack of the
             same name; all attacks are run before hardening, and all after the last round.
         num_examples: correctly answered validation examples to attack.
+        num_examples_between: the same after the rounds before the last; 0 takes ``num_examples``.
         min_accuracy: least clean accuracy that makes robustness worth measuring; below it the
             study stops.
         seed: seed of the evaluation attacks.
@@ -72,6 +73,7 @@ class EvaluationConfig:
     attacks: dict[str, Attack]
     every_round: tuple[str, ...] = ("gcg",)
     num_examples: int = 64
+    num_examples_between: int = 0
     min_accuracy: float = 0.0
     seed: int = 0
 
@@ -84,6 +86,11 @@ class EvaluationConfig:
                 raise UserError(f"every_round: {name!r} is not in evaluation.attacks")
         if self.num_examples < 1:
             raise UserError(f"num_examples={self.num_examples} must be at least 1")
+        if not 0 <= self.num_examples_between <= self.num_examples:
+            raise UserError(
+                f"num_examples_between={self.num_examples_between} must be at least 0, and at most "
+                f"num_examples={self.num_examples}"
+            )
         if not 0 <= self.min_accuracy <= 1:
             raise UserError(f"min_accuracy={self.min_accuracy} is not a share; use 0 to 1")
         _check_seed("seed", self.seed)
@@ -99,6 +106,8 @@ class StudyConfig:
         evaluation: what is measured.
         seeds: seeds of training; each is a full column of the study.
         mesh: devices.
+        workers: processes that run scaling points side by side, each on its share of the cores;
+            for models so small that one of them cannot keep a CPU busy.
     """
 
     task: TaskConfig
@@ -106,8 +115,16 @@ class StudyConfig:
     evaluation: EvaluationConfig
     seeds: tuple[int, ...] = (0,)
     mesh: MeshConfig = MeshConfig()
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers={self.workers} must be at least 1")
+        if self.workers > 1 and self.mesh.sizes != (1, 1, 1):
+            raise UserError(
+                f"workers={self.workers}: each has one device, but mesh={self.mesh.sizes}; "
+                "set workers=1, or every axis of the mesh to 1"
+            )
         if not self.points:
             raise UserError("points is empty; name at least one scaling point")
         for name in self.points:

@@ -5,16 +5,18 @@
 
 A stage owns a folder below the workdir, names in its hash everything that defines its result (its
 own settings and, through the hash, those of the stages before it), and is skipped when it is done.
-Meshes, paths, checkpoint intervals and the bar for accuracy are outside the hash. The study itself
-is a stage too, made of all the others, so that a workdir belongs to one study.
+Meshes, workers, paths, checkpoint intervals and the bar for accuracy are outside the hash. The
+study itself is a stage too, made of all the others, so that a workdir belongs to one study.
 """
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from robustjax.analysis.report import write_report
 from robustjax.analysis.stages import UNDEFENDED
@@ -30,8 +32,9 @@ from robustjax.models import registry
 from robustjax.models import victim as victims
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
+from robustjax.runtime.compilation import keep_compiled_programs
 from robustjax.runtime.mesh import AxisRules, make_mesh
-from robustjax.runtime.progress import Progress
+from robustjax.runtime.progress import Lines, Progress
 from robustjax.runtime.runlog import (
     check_writable,
     config_hash,
@@ -41,6 +44,7 @@ from robustjax.runtime.runlog import (
     write_manifest,
 )
 from robustjax.runtime.stages import Stage
+from robustjax.runtime.workers import Tell, run_side_by_side
 from robustjax.settings import PointConfig, StudyConfig, describe
 from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
 from robustjax.training.finetune import FinetuneConfig, finetune, load_trained
@@ -51,17 +55,29 @@ SCHEMA_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStage:
-    """One stage: its place, what defines it, and what does it."""
+    """One stage: its place, what defines it, and what does it.
+
+    Attributes:
+        column: the scaling point and seed that it belongs to; columns need nothing of each other.
+            Empty for what is before and after all of them.
+    """
 
     name: str
+    column: str
     stage: Stage
     leaves: dict[str, Any]
-    run: Callable[[Path], None]
+    execute: Callable[[Path], None]
 
     @property
     def folder(self) -> Path:
         """The stage's folder."""
         return Path(str(self.stage.folder))
+
+    def run(self) -> None:
+        """Runs the stage from where it was left."""
+        self.stage.start()
+        self.execute(self.folder)
+        self.stage.finish()
 
 
 def run_study(config: StudyConfig, workdir: str | Path) -> Path:
@@ -79,6 +95,11 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
     """
     folder = Path(workdir)
     check_writable(folder)
+    if config.workers > 1 and jax.default_backend() != "cpu":
+        raise UserError(
+            f"workers={config.workers}: processes cannot share a {jax.default_backend()}; "
+            "set --config.workers=1"
+        )
     planner = _Planner(config, load_task(config.task), folder)
     stages = planner.plan()
     todo = [planned for planned in stages if not planned.stage.is_done()]
@@ -96,15 +117,48 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
         | {f"training_{i}": seed for i, seed in enumerate(config.seeds)},
         extra={"data": planner.task.source},
     )
-    with Progress(len(stages), "study", unit="stages", done=len(stages) - len(todo)) as progress:
-        for planned in todo:
-            progress.set(progress.done, planned.name)
-            planned.stage.start()
-            planned.run(planned.folder)
-            planned.stage.finish()
-            progress.advance()
+    done = len(stages) - len(todo)
+    stream = Lines(sys.stderr) if config.workers > 1 else None  # workers share the terminal
+    with Progress(len(stages), "study", unit="stages", done=done, stream=stream) as progress:
+        if config.workers == 1:
+            _run_in_turn(todo, progress)
+        else:
+            *others, last = [planned for planned in todo if not planned.column]
+            _run_in_turn(others, progress)
+            # The longest first, so that no worker is left alone with it in the end.
+            columns = reversed(dict.fromkeys(p.column for p in todo if p.column))
+            run_side_by_side(
+                list(columns),
+                functools.partial(_run_column, config, folder),
+                config.workers,
+                lambda name: progress.advance(note=f"{name} is done"),
+            )
+            _run_in_turn([last], progress)
     whole.finish()
     return report
+
+
+def _run_in_turn(todo: Sequence[PlannedStage], progress: Progress) -> None:
+    for planned in todo:
+        progress.set(progress.done, planned.name)
+        planned.run()
+        progress.advance()
+
+
+def _run_column(config: StudyConfig, workdir: Path, column: str, tell: Tell) -> None:
+    """Runs one column of a study in a worker process; tells of each stage that is done."""
+    keep_compiled_programs(workdir)
+    stages = [
+        planned
+        for planned in _Planner(config, load_task(config.task), workdir).plan()
+        if planned.column == column
+    ]
+    todo = [planned for planned in stages if not planned.stage.is_done()]
+    done = len(stages) - len(todo)
+    with Progress(len(stages), column, unit="stages", done=done) as progress:
+        for planned in todo:
+            _run_in_turn([planned], progress)
+            tell(planned.name)
 
 
 def _say(line: str) -> None:
@@ -190,6 +244,7 @@ class _Planner:
         leaves: dict[str, Any],
         run: Callable[[Path], None],
         upstream: PlannedStage | None = None,
+        column: str = "",
     ) -> PlannedStage:
         leaves = {
             "task": _task_leaves(self._config.task, self.task),
@@ -197,7 +252,8 @@ class _Planner:
             **leaves,
         }
         digest = config_hash(leaves, SCHEMA_VERSION)
-        planned = PlannedStage(name, Stage(str(self._workdir / name), digest, leaves), leaves, run)
+        stage = Stage(str(self._workdir / name), digest, leaves)
+        planned = PlannedStage(name, column, stage, leaves, run)
         self._stages.append(planned)
         return planned
 
@@ -215,11 +271,14 @@ class _Planner:
             },
             lambda folder: self._finetune(folder, point, settings, seed),
             tokenizer,
+            column=who,
         )
         if trained.stage.is_done():
             self._check_accuracy(point, seed)
         for name in evaluation.attacks:
-            self._add_attack(point, settings, seed, name, trained, UNDEFENDED, 0)
+            self._add_attack(
+                point, settings, seed, name, trained, UNDEFENDED, 0, evaluation.num_examples
+            )
         for trained_on, advtrain in settings.advtrain.items():
             hardened = self._add(
                 f"advtrain/{who}/{trained_on}",
@@ -232,13 +291,24 @@ class _Planner:
                     trained_on=trained_on,
                 ),
                 trained,
+                column=who,
             )
             last = advtrain.num_rounds
             for number in range(1, last + 1):
                 for name in evaluation.attacks:
                     is_own = name == trained_on and name in evaluation.every_round
                     if number == last or is_own:
-                        self._add_attack(point, settings, seed, name, hardened, trained_on, number)
+                        between = evaluation.num_examples_between if number < last else 0
+                        self._add_attack(
+                            point,
+                            settings,
+                            seed,
+                            name,
+                            hardened,
+                            trained_on,
+                            number,
+                            between or evaluation.num_examples,
+                        )
 
     def _add_attack(
         self,
@@ -249,19 +319,23 @@ class _Planner:
         upstream: PlannedStage,
         trained_on: str,
         number: int,
+        num_examples: int,
     ) -> None:
         evaluation = self._config.evaluation
         self._add(
             f"attack/{point}-s{seed}/{trained_on}-r{number}/{attack}",
             {
                 "attack": describe(evaluation.attacks[attack]),
-                "num_examples": evaluation.num_examples,
+                "num_examples": num_examples,
                 "seed": evaluation.seed,
                 "round": number,
                 "search": describe(settings.search),
             },
-            lambda folder: self._attack(folder, point, settings, seed, attack, trained_on, number),
+            lambda folder: self._attack(
+                folder, point, settings, seed, attack, trained_on, number, num_examples
+            ),
             upstream,
+            column=f"{point}-s{seed}",
         )
 
     def _save_tokenizer(self, folder: Path) -> None:
@@ -339,6 +413,7 @@ class _Planner:
         name: str,
         trained_on: str,
         number: int,
+        num_examples: int,
     ) -> None:
         evaluation, attack = self._config.evaluation, self._config.evaluation.attacks[name]
         victim = self._trained(point, seed)
@@ -355,7 +430,7 @@ class _Planner:
             attack,
             seed=evaluation.seed,
             config=settings.search,
-            max_attacked=evaluation.num_examples,
+            max_attacked=num_examples,
             path=folder / "attack_records.jsonl",
             label=f"attack {point} {trained_on}-r{number} {name}",
         )

@@ -79,7 +79,7 @@ def move_results(workdir, aside):
             path.rename(aside / path.name)
 
 
-def start(*program, workdir):
+def start(*program, workdir, config="tiny_study.py", cores=None, flags=()):
     """The study as a process of its own, with the compiled programs kept in the workdir."""
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.Popen(
@@ -87,14 +87,16 @@ def start(*program, workdir):
             sys.executable,
             *program,
             "study",
-            f"--config={ROOT / 'tests' / 'tiny_study.py'}",
+            f"--config={ROOT / 'tests' / config}",
             f"--workdir={workdir}",
+            *flags,
         ],
         cwd=ROOT,
         env=env | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
     )
 
 
@@ -105,8 +107,8 @@ def unfinished_stage(workdir):
     return rest[0].relative_to(workdir).as_posix() if rest else None
 
 
-def finish(workdir):
-    process = start("-m", "robustjax", workdir=workdir)
+def finish(workdir, **options):
+    process = start("-m", "robustjax", workdir=workdir, **options)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert out == f"{workdir / 'report' / 'index.html'}\n"
@@ -137,6 +139,28 @@ def test_killed_after_random_delays(straight, workdir):
         process.communicate()
     finish(workdir)
     assert differences(straight, workdir) == []
+
+
+def test_side_by_side_and_killed_is_one_after_the_other(tmp_path):
+    """Two scaling points on a core each, all processes killed twice; against one core for both."""
+    cores = sorted(os.sched_getaffinity(0))
+    options = {"config": "tiny_study.py:points=nano-27k+nano-80k", "cores": {cores[0]}}
+    finish(tmp_path / "in-turn", **options)
+
+    options |= {"cores": set(cores[:2]), "flags": ["--config.workers=2"]}
+    for seconds in (12, 20):
+        process = start("-m", "robustjax", workdir=tmp_path / "side-by-side", **options)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    finish(tmp_path / "side-by-side", **options)
+
+    both = [tmp_path / name for name in ("in-turn", "side-by-side")]
+    for workdir in both:
+        manifest = json.loads((workdir / "manifest.json").read_text())
+        del manifest["config"]["workers"]
+        (workdir / "manifest.json").write_text(json.dumps(manifest))
+    assert differences(*both) == []
 
 
 def test_the_comparison_can_fail(straight, tmp_path):

@@ -77,6 +77,8 @@ POINT = "points/nano-27k"
         ("task/num_train", 3.0, "config.task.num_train=3.0 is float, expected int"),
         ("task/num_train", True, "config.task.num_train=True is bool, expected int"),
         ("task/num_train", None, "config.task.num_train=None is NoneType, expected int"),
+        ("workers", 0, "config: workers=0 must be at least 1"),
+        ("evaluation/num_examples_between", 9, "num_examples_between=9 must .* num_examples=8"),
         ("seeds", 3, "config.seeds=3 is int, expected tuple"),
         ("seeds", (0, "1"), r"config.seeds\[1\]='1' is str, expected int"),
         ("seeds", (), r"config: seeds=\(\): give at least one"),
@@ -114,6 +116,13 @@ def test_mistakes(values, path, value, message):
     with pytest.raises(UserError, match=message) as caught:
         build(StudyConfig, change(values, path, value), "config")
     assert "\n" not in str(caught.value)
+
+
+def test_workers_have_one_device_each(values):
+    values = change(values, "mesh/data", 2)
+    build(StudyConfig, values, "config")
+    with pytest.raises(UserError, match=r"config: workers=2: .* mesh=\(2, 1, 1\); set workers=1"):
+        build(StudyConfig, change(values, "workers", 2), "config")
 
 
 def test_points_that_a_study_cannot_run(values):

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -91,7 +92,7 @@ def test_summaries_follow_from_records(finished):
         trained_on, number = victim.split("-r")
         assert (summary["attack"], summary["attack_config"]["name"]) == (attack, attack)
         assert (summary["trained_on"], summary["round"]) == (trained_on, int(number))
-        assert summary["num_attacked"] == 8 and summary["iterations"] in (2, 8)
+        assert summary["num_attacked"] in (6, 8) and summary["iterations"] in (2, 8)
         assert summary["pretrain_flops"] == trained["flops_algorithmic"]
         spent = rounds[int(number) - 1]["flops_total"] if int(number) else 0
         assert summary["defence_flops"] == spent
@@ -182,6 +183,22 @@ def test_what_does_not_define_the_result_may_change(study, finished):
         "--config.evaluation.min_accuracy=0.01",
     )
     assert study(*overrides)[2].endswith("nothing to do\n")
+    assert study("--config.workers=2")[2].endswith("nothing to do\n")
+
+
+def test_workers_do_not_share_an_accelerator(study, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    status, _, err = study("--config.workers=2")
+    assert status == 2
+    assert "workers=2: processes cannot share a tpu; set --config.workers=1" in err
+
+
+def test_rounds_on_the_way_may_be_evaluated_on_fewer_examples(finished):
+    numbers = {
+        name: read(finished / "attack" / WHO / name / "gcg" / "summary.json")["num_attacked"]
+        for name in ("none-r0", "gcg-r1", "gcg-r2")
+    }
+    assert numbers == {"none-r0": 8, "gcg-r1": 6, "gcg-r2": 8}
 
 
 def test_a_model_that_does_not_learn_the_task_stops_the_study(study, finished):

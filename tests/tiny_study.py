@@ -5,12 +5,18 @@ robustjax study --config=tests/tiny_study.py --workdir=W
 
 from ml_collections import ConfigDict
 
+from configs.common import parse_arg
+
 EDGES = (64, 1024)  # generated prompts fit the first, so a point compiles one train step
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """One scaling point, two evaluation attacks; `arg` is the number of rounds of hardening."""
-    num_rounds = int(arg or 2)
+    """Two evaluation attacks, two rounds of hardening.
+
+    Arguments: ``rounds``, and ``points`` for more than the smallest scaling point.
+    """
+    args = parse_arg(arg, rounds=2, points="nano-27k")
+    num_rounds = args["rounds"]
     gcg = {
         "name": "gcg",
         "num_iterations": 2,
@@ -48,11 +54,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "attacks": {"gcg": gcg, "random_token": random_token},
         "every_round": ("gcg",),
         "num_examples": 8,
+        "num_examples_between": 6,
         "min_accuracy": 0.0,
         "seed": 0,
     }
     config.points = {
-        "nano-27k": {
+        name: {
             "finetune": {"train": {**train}, "checkpoint_every": 2, "num_train": 0},
             "advtrain": {
                 "gcg": {
@@ -67,6 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             },
             "search": search,
         }
+        for name in args["points"].split("+")
     }
     config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    config.workers = 1
     return config

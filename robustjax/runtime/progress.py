@@ -28,6 +28,25 @@ class Stream(Protocol):
         ...
 
 
+class Lines:
+    """A stream on which progress appears line by line, also on a terminal: several share it."""
+
+    def __init__(self, stream: Stream):
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Writes text."""
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Shows what was written."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Never."""
+        return False
+
+
 class Progress:
     """Counts work done and shows it, as a context manager.
 

@@ -1,0 +1,33 @@
+"""Jobs for test_workers.py; a worker process imports them from here."""
+
+import os
+import time
+
+
+def tell_twice(job, tell):
+    tell((job, 1))
+    tell((job, 2))
+
+
+def note_times(folder, job, tell):
+    begin = time.monotonic()
+    time.sleep(0.5)
+    (folder / job).write_text(f"{begin} {time.monotonic()}")
+
+
+def tell_cores(job, tell):
+    tell(sorted(os.sched_getaffinity(0)))
+    time.sleep(0.5)  # so that the other job needs the other worker
+
+
+def fail_or_wait(folder, job, tell):
+    from robustjax.errors import UserError
+
+    if job == "wait":
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+    if job == "crash":
+        1 / 0  # noqa: B018
+    while not (folder / "pid").exists():
+        time.sleep(0.05)
+    raise UserError("learning_rate=9 is too high; lower it")

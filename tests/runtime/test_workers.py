@@ -1,0 +1,102 @@
+"""Jobs in processes of their own: all run, one at a time in each, and none outlives the others."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from robustjax.errors import UserError
+from robustjax.runtime.workers import run_side_by_side
+from tests.runtime import jobs
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(work, names, workers=2):
+    messages = []
+    run_side_by_side(names, work, workers, messages.append)
+    return messages
+
+
+def test_every_job_runs_once_and_is_heard():
+    messages = run(jobs.tell_twice, ["a", "b", "c"])
+
+    assert sorted(messages) == sorted((name, part) for name in "abc" for part in (1, 2))
+
+
+def test_no_more_than_the_workers_run_at_once(tmp_path):
+    run(functools.partial(jobs.note_times, tmp_path), list("abcd"))
+
+    times = [[float(x) for x in path.read_text().split()] for path in tmp_path.iterdir()]
+    assert len(times) == 4
+    most = max(sum(begin <= at < end for begin, end in times) for at, _ in times)
+    assert most <= 2
+
+
+def test_each_worker_has_its_own_cores():
+    mine = os.sched_getaffinity(0)
+    messages = run(jobs.tell_cores, ["a", "b"])
+
+    assert os.sched_getaffinity(0) == mine
+    if len(mine) > 1:
+        assert set(messages[0]).isdisjoint(messages[1])
+    assert set().union(*messages) <= mine
+
+
+def test_a_users_mistake_is_raised_here_and_stops_the_others(tmp_path):
+    work = functools.partial(jobs.fail_or_wait, tmp_path)
+    with pytest.raises(UserError, match="lower it"):
+        run(work, ["wait", "mistake"])
+
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+
+
+def test_any_other_end_is_an_error(capfd, tmp_path):
+    with pytest.raises(RuntimeError, match="crash ended with exit code"):
+        run(functools.partial(jobs.fail_or_wait, tmp_path), ["crash"])
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import functools, pathlib\n"
+        "from robustjax.runtime.workers import run_side_by_side\n"
+        "from tests.runtime import jobs\n"
+        "if __name__ == '__main__':\n"
+        f"    work = functools.partial(jobs.fail_or_wait, pathlib.Path({str(tmp_path)!r}))\n"
+        "    run_side_by_side(['wait'], work, 1, print)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment, cwd=ROOT)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    worker = int((tmp_path / "pid").read_text())
+    assert is_alive(worker)
+
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+
+    wait_until(lambda: not is_alive(worker))
+
+
+def wait_until(holds, seconds=60):
+    for _ in range(seconds * 20):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def is_alive(pid):
+    """Whether the process runs; one that only waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
