@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from robustjax.errors import UserError
 from robustjax.models.config_fields import ConfigFields
 from robustjax.models.layers import (
     Context,
@@ -51,6 +52,13 @@ class GPTNeoXConfig:
     norm_epsilon: float = 1e-5
     parallel_residual: bool = True
     init_scale: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(
+                f"model: width {self.width} is no multiple of {self.heads} heads; mend "
+                "num_attention_heads"
+            )
 
     @property
     def head_width(self) -> int:

@@ -260,6 +260,7 @@ def test_weights_that_could_run_code_are_refused(saved, mesh):
         ("neox", {"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; only 'gelu'"),
         ("neox", {"hidden_size": None}, "hidden_size is missing"),
         ("neox", {"hidden_size": "32"}, "hidden_size is '32'"),
+        ("neox", {"num_attention_heads": 5}, "width 32 is no multiple of 5 heads"),
         ("neox", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("qwen2", {"num_key_value_heads": 3}, "4 heads are no multiple of 3"),
