@@ -1,13 +1,14 @@
 """Our models against PyTorch's on the same weights: scores, gradients, and mutations that show."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.models import layers, qwen2, transformer
+from robustjax.models import gpt_neox, layers, qwen2, transformer
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.qwen2 import Qwen2Config
 from robustjax.models.registry import POINTS
@@ -162,8 +163,7 @@ def _weights(module, weight, change):
 
 
 def _rough_gelu(definition, params, monkeypatch):
-    exact = jax.nn.gelu
-    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
+    monkeypatch.setattr(gpt_neox, "_gelu", functools.partial(jax.nn.gelu, approximate=True))
     return definition, params
 
 
