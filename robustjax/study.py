@@ -44,7 +44,7 @@ from robustjax.runtime.runlog import (
     write_manifest,
 )
 from robustjax.runtime.stages import Stage
-from robustjax.runtime.workers import Tell, run_side_by_side
+from robustjax.runtime.workers import Job, Tell, run_side_by_side
 from robustjax.settings import PointConfig, StudyConfig, describe
 from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
 from robustjax.training.finetune import FinetuneConfig, finetune, load_trained
@@ -58,12 +58,12 @@ class PlannedStage:
     """One stage: its place, what defines it, and what does it.
 
     Attributes:
-        column: the scaling point and seed that it belongs to; columns need nothing of each other.
-            Empty for what is before and after all of them.
+        job: what it is a part of when several workers share a study; None for what is before and
+            after everything else.
     """
 
     name: str
-    column: str
+    job: Job | None
     stage: Stage
     leaves: dict[str, Any]
     execute: Callable[[Path], None]
@@ -123,13 +123,11 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
         if config.workers == 1:
             _run_in_turn(todo, progress)
         else:
-            *others, last = [planned for planned in todo if not planned.column]
+            *others, last = [planned for planned in todo if not planned.job]
             _run_in_turn(others, progress)
-            # The longest first, so that no worker is left alone with it in the end.
-            columns = reversed(dict.fromkeys(p.column for p in todo if p.column))
             run_side_by_side(
-                list(columns),
-                functools.partial(_run_column, config, folder),
+                _longest_first(list(dict.fromkeys(p.job for p in todo if p.job))),
+                functools.partial(_make_work, config, folder),
                 config.workers,
                 lambda name: progress.advance(note=f"{name} is done"),
             )
@@ -145,20 +143,30 @@ def _run_in_turn(todo: Sequence[PlannedStage], progress: Progress) -> None:
         progress.advance()
 
 
-def _run_column(config: StudyConfig, workdir: Path, column: str, tell: Tell) -> None:
-    """Runs one column of a study in a worker process; tells of each stage that is done."""
+def _longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """So that no worker is left alone with a long one in the end.
+
+    Those that others wait for come first; among the others, the largest models.
+    """
+    points = list(dict.fromkeys(job.after or job.name for job in jobs))  # the smallest first
+    return sorted(jobs, key=lambda job: (bool(job.after), -points.index(job.after or job.name)))
+
+
+def _make_work(config: StudyConfig, workdir: Path) -> Callable[[str, Tell], None]:
+    """What a worker process does with a job's name; it tells of each stage that is done."""
     keep_compiled_programs(workdir)
-    stages = [
-        planned
-        for planned in _Planner(config, load_task(config.task), workdir).plan()
-        if planned.column == column
-    ]
-    todo = [planned for planned in stages if not planned.stage.is_done()]
-    done = len(stages) - len(todo)
-    with Progress(len(stages), column, unit="stages", done=done) as progress:
-        for planned in todo:
-            _run_in_turn([planned], progress)
-            tell(planned.name)
+    planned = _Planner(config, load_task(config.task), workdir).plan()
+
+    def work(name: str, tell: Tell) -> None:
+        stages = [one for one in planned if one.job and one.job.name == name]
+        todo = [one for one in stages if not one.stage.is_done()]
+        done = len(stages) - len(todo)
+        with Progress(len(stages), name, unit="stages", done=done) as progress:
+            for one in todo:
+                _run_in_turn([one], progress)
+                tell(one.name)
+
+    return work
 
 
 def _say(line: str) -> None:
@@ -244,7 +252,7 @@ class _Planner:
         leaves: dict[str, Any],
         run: Callable[[Path], None],
         upstream: PlannedStage | None = None,
-        column: str = "",
+        job: Job | None = None,
     ) -> PlannedStage:
         leaves = {
             "task": _task_leaves(self._config.task, self.task),
@@ -253,7 +261,7 @@ class _Planner:
         }
         digest = config_hash(leaves, SCHEMA_VERSION)
         stage = Stage(str(self._workdir / name), digest, leaves)
-        planned = PlannedStage(name, column, stage, leaves, run)
+        planned = PlannedStage(name, job, stage, leaves, run)
         self._stages.append(planned)
         return planned
 
@@ -262,6 +270,7 @@ class _Planner:
     ) -> None:
         who = f"{point}-s{seed}"
         evaluation = self._config.evaluation
+        train = Job(who)
         trained = self._add(
             f"finetune/{who}",
             {
@@ -271,7 +280,7 @@ class _Planner:
             },
             lambda folder: self._finetune(folder, point, settings, seed),
             tokenizer,
-            column=who,
+            train,
         )
         if trained.stage.is_done():
             self._check_accuracy(point, seed)
@@ -280,6 +289,7 @@ class _Planner:
                 point, settings, seed, name, trained, UNDEFENDED, 0, evaluation.num_examples
             )
         for trained_on, advtrain in settings.advtrain.items():
+            harden = Job(f"{who}/{trained_on}", after=who)
             hardened = self._add(
                 f"advtrain/{who}/{trained_on}",
                 {"seed": seed, "advtrain": describe(advtrain)},
@@ -291,7 +301,7 @@ class _Planner:
                     trained_on=trained_on,
                 ),
                 trained,
-                column=who,
+                harden,
             )
             last = advtrain.num_rounds
             for number in range(1, last + 1):
@@ -335,7 +345,7 @@ class _Planner:
                 folder, point, settings, seed, attack, trained_on, number, num_examples
             ),
             upstream,
-            column=f"{point}-s{seed}",
+            upstream.job,
         )
 
     def _save_tokenizer(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import functools
 import os
 import signal
 import subprocess
@@ -272,7 +273,9 @@ def test_as_a_process_from_another_folder(tmp_path):
 
 
 def test_interrupting_says_how_to_go_on(tmp_path):
-    process = command("study", TINY, f"--workdir={tmp_path}")
+    # A CI that runs in the background ignores SIGINT, and so would everything it starts.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = command("study", TINY, f"--workdir={tmp_path}", preexec_fn=heed)
     while process.poll() is None and not (tmp_path / "manifest.json").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

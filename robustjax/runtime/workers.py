@@ -6,6 +6,7 @@ depend on how many others there are.
 """
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -18,74 +19,126 @@ from robustjax.errors import UserError
 from robustjax.runtime.progress import Lines
 
 Tell = Callable[[Any], None]
+Work = Callable[[str, Tell], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to do.
+
+    Attributes:
+        name: what names it to the worker that does it.
+        after: the job that must be done before it can start; empty if none.
+    """
+
+    name: str
+    after: str = ""
+
+
+@dataclasses.dataclass
+class _Worker:
+    """A worker process, this side of the pipe to it, and what it does now."""
+
+    process: Any
+    pipe: connection.Connection
+    job: str = ""
+
+
+class _Done:
+    """What a worker sends when it has done its job."""
 
 
 def run_side_by_side(
-    jobs: Sequence[str],
-    work: Callable[[str, Tell], None],
+    jobs: Sequence[Job],
+    make_work: Callable[[], Work],
     workers: int,
     on_message: Callable[[Any], None],
 ) -> None:
-    """Runs all jobs, at most ``workers`` of them at a time, and waits for them.
+    """Runs all jobs, one at a time in each of ``workers`` processes, and waits for them.
 
     When this process dies, however it does, so do the others. When a job fails, the others are
     stopped.
 
     Args:
-        jobs: names, in the order in which they are started.
-        work: called in another process with a job's name and a function that sends messages here;
-            it and what is bound to it must be importable from there.
+        jobs: the first that can start is the next to start.
+        make_work: called once in each process; what it returns is called there with a job's name
+            and a function that sends messages here. It and what is bound to it must be importable
+            from there.
         on_message: called here with each message.
 
     Raises:
         UserError: what a job raised.
-        RuntimeError: a job ended in another way; its traceback is on stderr.
+        RuntimeError: a process ended before its job did; its traceback is on stderr.
+        ValueError: jobs that wait for each other.
     """
-    waiting = list(jobs)
-    shares = _shares(workers)
-    running: dict[int, tuple[str, Any, connection.Connection]] = {}
+    waiting, unfinished = list(jobs), {job.name for job in jobs}
+    staff: list[_Worker] = []
     try:
-        while waiting or running:
-            for slot in range(workers):
-                if waiting and slot not in running:
-                    running[slot] = _start(waiting.pop(0), work, shares[slot])
-            connection.wait([receiver for _, _, receiver in running.values()])
-            for slot, (job, process, receiver) in list(running.items()):
-                if _listen(receiver, on_message):
-                    continue
-                process.join()
-                del running[slot]
-                if process.exitcode:
-                    raise RuntimeError(f"{job} ended with exit code {process.exitcode}")
+        for cores in _shares(min(workers, len(jobs))):
+            staff.append(_start(make_work, cores))
+        while unfinished:
+            for worker in staff:
+                ready = (job for job in waiting if job.after not in unfinished)
+                if not worker.job and (job := next(ready, None)):
+                    waiting.remove(job)
+                    worker.job = job.name
+                    worker.pipe.send(job.name)
+            busy = {worker.pipe: worker for worker in staff if worker.job}
+            if not busy:
+                raise ValueError(f"jobs wait for each other: {waiting}")
+            for pipe in connection.wait(busy):
+                worker = busy[pipe]
+                message = _receive(worker)
+                if isinstance(message, _Done):
+                    unfinished.remove(worker.job)
+                    worker.job = ""
+                else:
+                    on_message(message)
+        for worker in staff:
+            worker.pipe.send("")  # nothing more to do
+    except BaseException:
+        for worker in staff:
+            worker.process.kill()
+        raise
     finally:
-        for _, process, _ in running.values():
-            process.kill()
-        for _, process, _ in running.values():
-            process.join()
+        for worker in staff:
+            worker.process.join()
 
 
-def _start(
-    job: str, work: Callable[[str, Tell], None], cores: set[int]
-) -> tuple[str, Any, connection.Connection]:
+def _receive(worker: _Worker) -> Any:
+    try:
+        message = worker.pipe.recv()
+    except EOFError:
+        worker.process.join()
+        raise RuntimeError(f"{worker.job} ended with exit code {worker.process.exitcode}") from None
+    if isinstance(message, UserError):
+        raise message
+    return message
+
+
+def _start(make_work: Callable[[], Work], cores: set[int]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of jax
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(work, job, sender), name=job, daemon=True)
+    here, there = context.Pipe()
+    process = context.Process(target=_run, args=(make_work, there), daemon=True)
     with _on_cores(cores):
         process.start()
-    sender.close()  # so that the end of the process is the end of the messages
-    return job, process, receiver
+    there.close()  # so that the end of the process is the end of the messages
+    return _Worker(process, here)
 
 
-def _run(work: Callable[[str, Tell], None], job: str, sender: connection.Connection) -> None:
-    """What a worker process does."""
+def _run(make_work: Callable[[], Work], pipe: connection.Connection) -> None:
+    """What a worker process does, until it is sent an empty name."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
     sys.stderr = Lines(sys.stderr)  # it is shared with others
     try:
-        work(job, sender.send)
+        work = make_work()
+        while job := pipe.recv():
+            work(job, pipe.send)
+            pipe.send(_Done())
     except UserError as error:
-        sender.send(error)
+        pipe.send(error)
     except KeyboardInterrupt:
         os._exit(130)  # the process that was interrupted with it says so
 
@@ -93,19 +146,6 @@ def _run(work: Callable[[str, Tell], None], job: str, sender: connection.Connect
 def _die_with(sentinel: Any) -> None:
     connection.wait([sentinel])
     os._exit(1)  # what is half written is taken care of as after a SIGKILL
-
-
-def _listen(receiver: connection.Connection, on_message: Callable[[Any], None]) -> bool:
-    """Passes on what has come; False when the other side is closed."""
-    while receiver.poll():
-        try:
-            message = receiver.recv()
-        except EOFError:
-            return False
-        if isinstance(message, UserError):
-            raise message
-        on_message(message)
-    return True
 
 
 def _shares(workers: int) -> list[set[int]]:

@@ -1,7 +1,22 @@
 """Jobs for test_workers.py; a worker process imports them from here."""
 
+import functools
 import os
 import time
+
+
+def ready(work, *arguments):
+    """What a worker process calls to have its work."""
+    return functools.partial(work, *arguments)
+
+
+def count(job, tell):
+    """Tells the process and how many jobs it has done before."""
+    tell((job, os.getpid(), len(done)))
+    done.append(job)
+
+
+done = []
 
 
 def tell_twice(job, tell):
@@ -17,7 +32,6 @@ def note_times(folder, job, tell):
 
 def tell_cores(job, tell):
     tell(sorted(os.sched_getaffinity(0)))
-    time.sleep(0.5)  # so that the other job needs the other worker
 
 
 def fail_or_wait(folder, job, tell):

@@ -11,26 +11,53 @@ from pathlib import Path
 import pytest
 
 from robustjax.errors import UserError
-from robustjax.runtime.workers import run_side_by_side
+from robustjax.runtime.workers import Job, run_side_by_side
 from tests.runtime import jobs
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(work, names, workers=2):
+def run(work, *arguments, names, workers=2):
     messages = []
-    run_side_by_side(names, work, workers, messages.append)
+    todo = [Job(*name.split("<")) for name in names]
+    make_work = functools.partial(jobs.ready, work, *arguments)
+    run_side_by_side(todo, make_work, workers, messages.append)
     return messages
 
 
 def test_every_job_runs_once_and_is_heard():
-    messages = run(jobs.tell_twice, ["a", "b", "c"])
+    messages = run(jobs.tell_twice, names="abc")
 
     assert sorted(messages) == sorted((name, part) for name in "abc" for part in (1, 2))
 
 
+def test_a_worker_does_one_job_after_the_other():
+    messages = run(jobs.count, names="abcde")
+
+    assert sorted(job for job, _, _ in messages) == list("abcde")
+    for worker in {pid for _, pid, _ in messages}:
+        counts = [before for _, pid, before in messages if pid == worker]
+        assert counts == list(range(len(counts)))
+    assert len({pid for _, pid, _ in messages}) <= 2
+
+
+def test_the_first_that_can_start_is_the_next():
+    messages = run(jobs.count, names=["b<a", "c<b", "a", "d"], workers=1)
+
+    assert [job for job, _, _ in messages] == ["a", "b", "c", "d"]
+
+
+def test_what_was_done_before_is_not_waited_for():
+    assert [job for job, _, _ in run(jobs.count, names=["b<a"])] == ["b"]
+
+
+def test_jobs_that_wait_for_each_other_are_an_error():
+    with pytest.raises(ValueError, match="wait for each other"):
+        run(jobs.count, names=["a<b", "b<a"])
+
+
 def test_no_more_than_the_workers_run_at_once(tmp_path):
-    run(functools.partial(jobs.note_times, tmp_path), list("abcd"))
+    run(jobs.note_times, tmp_path, names="abcd")
 
     times = [[float(x) for x in path.read_text().split()] for path in tmp_path.iterdir()]
     assert len(times) == 4
@@ -40,7 +67,7 @@ def test_no_more_than_the_workers_run_at_once(tmp_path):
 
 def test_each_worker_has_its_own_cores():
     mine = os.sched_getaffinity(0)
-    messages = run(jobs.tell_cores, ["a", "b"])
+    messages = run(jobs.tell_cores, names="ab")
 
     assert os.sched_getaffinity(0) == mine
     if len(mine) > 1:
@@ -49,27 +76,27 @@ def test_each_worker_has_its_own_cores():
 
 
 def test_a_users_mistake_is_raised_here_and_stops_the_others(tmp_path):
-    work = functools.partial(jobs.fail_or_wait, tmp_path)
     with pytest.raises(UserError, match="lower it"):
-        run(work, ["wait", "mistake"])
+        run(jobs.fail_or_wait, tmp_path, names=["wait", "mistake"])
 
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 def test_any_other_end_is_an_error(capfd, tmp_path):
     with pytest.raises(RuntimeError, match="crash ended with exit code"):
-        run(functools.partial(jobs.fail_or_wait, tmp_path), ["crash"])
+        run(jobs.fail_or_wait, tmp_path, names=["crash"])
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     code = (
         "import functools, pathlib\n"
-        "from robustjax.runtime.workers import run_side_by_side\n"
+        "from robustjax.runtime.workers import Job, run_side_by_side\n"
         "from tests.runtime import jobs\n"
         "if __name__ == '__main__':\n"
-        f"    work = functools.partial(jobs.fail_or_wait, pathlib.Path({str(tmp_path)!r}))\n"
-        "    run_side_by_side(['wait'], work, 1, print)\n"
+        f"    folder = pathlib.Path({str(tmp_path)!r})\n"
+        "    make_work = functools.partial(jobs.ready, jobs.fail_or_wait, folder)\n"
+        "    run_side_by_side([Job('wait')], make_work, 1, print)\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)
