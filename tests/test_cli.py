@@ -1,8 +1,8 @@
 """The command line: a mistake is one line and status 2, and nothing is started or left behind."""
 
+import functools
 import gzip
 import json
-import functools
 import os
 import signal
 import subprocess

@@ -83,11 +83,13 @@ def run_side_by_side(
                     waiting.remove(job)
                     worker.job = job.name
                     worker.pipe.send(job.name)
-            busy = {worker.pipe: worker for worker in staff if worker.job}
+            busy = [worker for worker in staff if worker.job]
             if not busy:
                 raise ValueError(f"jobs wait for each other: {waiting}")
-            for pipe in connection.wait(busy):
-                worker = busy[pipe]
+            heard = connection.wait([worker.pipe for worker in busy])
+            for worker in busy:
+                if worker.pipe not in heard:
+                    continue
                 message = _receive(worker)
                 if isinstance(message, _Done):
                     unfinished.remove(worker.job)
