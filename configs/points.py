@@ -6,7 +6,7 @@ NANO = {
     # more than it needs strong ones: `examples` are attacked in each round, `sample` is trained on.
     "nano-27k": {
         "finetune": {"num_train": 20_000, "epochs": 4, "learning_rate": 5e-3},
-        "advtrain": {"examples": 2000, "sample": 4000, "epochs": 3, "learning_rate": 2e-3},
+        "advtrain": {"examples": 1500, "sample": 3000, "epochs": 3, "learning_rate": 2e-3},
     },
     "nano-80k": {
         "finetune": {"num_train": 16_000, "epochs": 3, "learning_rate": 3e-3},
@@ -18,10 +18,10 @@ NANO = {
     },
     "nano-510k": {
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1.2e-3},
-        "advtrain": {"examples": 1200, "sample": 2000, "epochs": 2, "learning_rate": 7e-4},
+        "advtrain": {"examples": 800, "sample": 1400, "epochs": 2, "learning_rate": 7e-4},
     },
     "nano-830k": {
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1e-3},
-        "advtrain": {"examples": 1000, "sample": 1600, "epochs": 2, "learning_rate": 5e-4},
+        "advtrain": {"examples": 700, "sample": 1200, "epochs": 2, "learning_rate": 5e-4},
     },
 }

@@ -45,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "gcg": {"name": "gcg", "num_iterations": 10, "num_candidates": 128, "candidate_chunk": 16},
         "random_token": {
             "name": "random_token",
-            "num_iterations": 128,
+            "num_iterations": 64,
             "iterations_per_pass": 32,
         },
     }
@@ -108,7 +108,7 @@ def _point(row: dict, generated: bool) -> dict:
         },
         "advtrain": {
             "gcg": rounds(gcg, 1, 3, share=1.0),
-            "random_token": rounds(random_token, 4, 4, share=0.5),
+            "random_token": rounds(random_token, 4, 4, share=0.25),
         },
         "search": search,
     }
