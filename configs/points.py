@@ -5,7 +5,7 @@ NANO = {
     # the model is (an update costs it little). Hardening needs many different adversarial texts
     # more than it needs strong ones: `examples` are attacked in each round, `sample` is trained on.
     "nano-27k": {
-        "finetune": {"num_train": 20_000, "epochs": 4, "learning_rate": 5e-3},
+        "finetune": {"num_train": 20_000, "epochs": 3, "learning_rate": 2e-3},
         "advtrain": {"examples": 1500, "sample": 3000, "epochs": 3, "learning_rate": 2e-3},
     },
     "nano-80k": {
@@ -23,5 +23,29 @@ NANO = {
     "nano-830k": {
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1e-3},
         "advtrain": {"examples": 700, "sample": 1200, "epochs": 2, "learning_rate": 5e-4},
+    },
+}
+
+NANO_FEW_LONG = {
+    # One's own data, from scratch: some thousand texts of some hundred tokens. All are trained on.
+    "nano-27k": {
+        "finetune": {"num_train": 0, "epochs": 8, "learning_rate": 5e-3},
+        "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 2e-3},
+    },
+    "nano-80k": {
+        "finetune": {"num_train": 0, "epochs": 6, "learning_rate": 3e-3},
+        "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 2e-3},
+    },
+    "nano-230k": {
+        "finetune": {"num_train": 0, "epochs": 4, "learning_rate": 2e-3},
+        "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 1e-3},
+    },
+    "nano-510k": {
+        "finetune": {"num_train": 0, "epochs": 3, "learning_rate": 1.2e-3},
+        "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 7e-4},
+    },
+    "nano-830k": {
+        "finetune": {"num_train": 0, "epochs": 3, "learning_rate": 1e-3},
+        "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 5e-4},
     },
 }

@@ -21,7 +21,7 @@ import jax
 from robustjax.analysis.report import write_report
 from robustjax.analysis.stages import UNDEFENDED
 from robustjax.attacks.search import module_of
-from robustjax.data.lengths import fit
+from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task
 from robustjax.data.tokens import Tokenizer, train_byte_bpe
@@ -237,13 +237,15 @@ class _Planner:
         context = min(registry.scaling_point(name).config.context for name in config.points)
         room = context - max(module_of(attack).slot_width(attack) for attack in attacks)
         positions = [attack.position for attack in attacks]
-        self.task = fit(self.task, self._tokenizer, room, config.task.too_long, positions)
-        dropped = self.task.source["dropped_too_long"]
-        if any(dropped.values()):
+        given = self.task
+        self.task = fit(given, self._tokenizer, room, config.task.too_long, positions)
+        if any(self.task.source["dropped_too_long"].values()):
             self._check_data(self.task)
+            train = named_difference(given.train, self.task.train)
+            validation = named_difference(given.validation, self.task.validation)
             _say(
-                f"study: dropped {dropped['train']} training and {dropped['validation']} "
-                f"validation examples of more than {room} tokens"
+                f"study: dropped {train} training and {validation} validation examples of more "
+                f"than {room} tokens"
             )
 
     def _add(

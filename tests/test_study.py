@@ -231,7 +231,7 @@ def test_dropped_examples_are_counted(study, tmp_path):
     assert status == 2 and "below evaluation.min_accuracy=1.0" in err
     lines = err.splitlines()
     assert lines[0] == (
-        "study: dropped 1 training and 2 validation examples of more than 1016 tokens"
+        "study: dropped 1 (16) training and 2 (12, 13) validation examples of more than 1016 tokens"
     )
     manifest = read(workdir / "manifest.json")
     assert manifest["data"]["dropped_too_long"] == {"train": 1, "validation": 2}

@@ -11,6 +11,7 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 
 SPLITS = ("train", "validation")
+_NAMED = 3  # examples that a message lists
 
 
 def fit(
@@ -57,6 +58,16 @@ def fit(
     return dataclasses.replace(
         task, train=kept["train"], validation=kept["validation"], source=source
     )
+
+
+def named_difference(given: Sequence[Example], kept: Sequence[Example]) -> str:
+    """How many were left out, and the ids of the first: "5 (3, 7, 9, ...)"."""
+    ids = {example.example_id for example in kept}
+    left_out = [str(e.example_id) for e in given if e.example_id not in ids]
+    if not left_out:
+        return "0"
+    shown = left_out[:_NAMED] + ["..."] * (len(left_out) > _NAMED)
+    return f"{len(left_out)} ({', '.join(shown)})"
 
 
 def needed_tokens(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from robustjax.data.lengths import fit, needed_tokens
+from robustjax.data.lengths import fit, named_difference, needed_tokens
 from robustjax.data.prompts import ChunkKind, Example, Task
 from robustjax.errors import UserError
 
@@ -88,3 +88,12 @@ def test_a_split_may_be_empty_but_no_class_may_be_lost(tiny_tokenizer):
     assert fitted.train == () and len(fitted.validation) == 2
     with pytest.raises(UserError, match="no train example of class 1 .* at most 30 tokens"):
         fit(make_task([1, 50, 2, 60]), tiny_tokenizer, 30, "drop")
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [([0, 1, 2, 3, 4], "0"), ([0, 2, 4], "2 (11, 13)"), ([4], "4 (10, 11, 12, ...)")],
+)
+def test_what_was_left_out_is_named(kept, text):
+    given = make_task([1, 1, 1, 1, 1]).train
+    assert named_difference(given, [given[index] for index in kept]) == text
