@@ -66,8 +66,8 @@ def _study(arguments: list[str]) -> int:
     config_values = _values_of(values.config)
     # After parsing, so that a mistake in a flag costs no time.
     from robustjax.runtime.compilation import keep_compiled_programs
-    from robustjax.settings import build
-    from robustjax.study import StudyConfig, run_study
+    from robustjax.settings import StudyConfig, build
+    from robustjax.study import run_study
 
     config = build(StudyConfig, config_values, "config")
     keep_compiled_programs(values.workdir)

@@ -33,7 +33,7 @@ def refuse(capsys, monkeypatch, tmp_path):
         raise AssertionError("something was computed")
 
     def call(*arguments, workdir=tmp_path / "workdir"):
-        monkeypatch.setattr("robustjax.study.finetune", compute)
+        monkeypatch.setattr("robustjax.study_plan.finetune", compute)
         monkeypatch.setattr("robustjax.models.victim.init_params", compute)
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the one before
         before = _files(tmp_path)

@@ -21,12 +21,13 @@ FLOORS = (
     "training",
     "planning",
     "settings",
+    "study_plan",
     "study",
     "cli",
     "__main__",
 )
 ANALYSIS_MAY_USE = ("errors", "analysis", "evaluation.records", "evaluation.metrics")
-ABOVE_ANALYSIS = ("study", "cli", "__main__")
+ABOVE_ANALYSIS = ("study_plan", "study", "cli", "__main__")
 JAX_FREE = ("errors", "data", "analysis", "evaluation.records", "evaluation.metrics")
 MAX_LINES = 500
 

@@ -11,6 +11,7 @@ from robustjax.attacks.retokenize import SlotText
 from robustjax.data.batching import bucket_for, check_edges
 from robustjax.data.prompts import ChunkKind, Example, split_at_slot
 from robustjax.models.victim import BUCKET_EDGES, Victim
+from robustjax.runtime.compilation import make_room_for_programs
 
 Attack = gcg.GCG | random_token.RandomToken
 
@@ -148,6 +149,7 @@ def run_batches(
         Each batch with its outcome; rows beyond the batch's prompts are filling and to be ignored.
     """
     for batch in batches:
+        make_room_for_programs()  # a batch of a new shape compiles several
         missing = config.batch_size - len(batch.prompts)
         run = BatchRun(
             victim,

@@ -13,6 +13,7 @@ from robustjax.attacks.gcg import GCG
 from robustjax.attacks.search import SearchConfig, plan, prepare, run_batches
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import attack_examples
+from robustjax.runtime import compilation
 from robustjax.runtime.mesh import MeshConfig
 from tests.attacks.reference import assert_follows_gcg, assert_reports_what_was_scored
 from tests.attacks.tiny import (
@@ -228,6 +229,23 @@ def test_nothing_is_compiled_after_the_first_iteration(tiny_tokenizer):
     assert counts[0][0] <= 5, compiled
     assert len(counts) == 2 * ATTACK.num_iterations
     assert len(set(counts)) == 1, (compiled, traced)
+
+
+def test_letting_programs_go_between_batches_changes_nothing(
+    victim, examples, monkeypatch, tmp_path
+):
+    kept, _ = attack_examples(victim, examples, INSERT, ATTACK, config=CONFIG)
+    full = tmp_path / "max_map_count"
+    full.write_text("1")
+    monkeypatch.setattr(compilation, "_MAX_MAPS", full)
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda clear=jax.clear_caches: cleared.append(clear()))
+
+    let_go, _ = attack_examples(victim, examples, INSERT, ATTACK, config=CONFIG)
+
+    assert let_go == kept
+    prompts, _ = prepare(victim, examples, INSERT, ATTACK, 0)
+    assert len(cleared) == len(plan(prompts, CONFIG)) > 1
 
 
 @pytest.mark.parametrize(
