@@ -6,6 +6,7 @@ traceback.
 
 import ast
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ usage: robustjax COMMAND [--flags]
             robustjax study --config=configs/smoke.py --workdir=runs/demo
   report  figures, tables and fits from the records of one or more workdirs
             robustjax report runs/demo --out=report
+  convert a model from Hugging Face's format to ours, or back
+            robustjax convert --from=EleutherAI/pythia-70m --to=models/pythia-70m
 
 A config takes arguments and overrides: --config=FILE.py:name=value,... --config.a.b=value
 """
@@ -85,6 +88,26 @@ def _report(arguments: list[str]) -> int:
     from robustjax.analysis.report import write_report
 
     print(write_report(workdirs, values.out, title=values.title))
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    values = flags.FlagValues()
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    text("from", None, "a model: folder, scaling point, or name on the Hugging Face hub")
+    text("to", None, "a new folder")
+    number("num_classes", 0, "makes a classifier of a base model", lower_bound=0)
+    number("seed", 0, "of that classifier's head")
+    number("max_shard_bytes", 5_000_000_000, "size of a safetensors file", lower_bound=1)
+    flags.DEFINE_bool("allow_torch_bin", False, "reads torch's weight files", flag_values=values)
+    unexpected = _parse(values, arguments, required=("from", "to"))
+    if unexpected:
+        raise UserError(f"{unexpected[0]!r} is no flag; did you mean --from={unexpected[0]}?")
+    from robustjax.models.convert import convert
+
+    given = values.flag_values_dict()
+    print(convert(given.pop("from"), given.pop("to"), **given))
     return 0
 
 
@@ -164,7 +187,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-_COMMANDS: dict[str, Callable[[list[str]], Any]] = {"study": _study, "report": _report}
+_COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "study": _study,
+    "report": _report,
+    "convert": _convert,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ tensor is accounted for: it is a weight, or it is on the port's list of buffers,
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def load_hugging_face(
     *,
     seed: int = 0,
     strict: bool = False,
+    tick: Callable[[], None] = lambda: None,
 ) -> Params:
     """Loads the weights in a folder straight into their shardings.
 
@@ -60,12 +61,13 @@ def load_hugging_face(
         rules: how named axes are split over the mesh.
         seed: of a fresh classifier head, where the folder holds a base model; it is warned about.
         strict: refuses a folder without that head instead, or with another head in its place.
+        tick: called after each tensor.
 
     Raises:
         UserError: a file is damaged, or a tensor is missing, extra, doubled or of the wrong shape.
     """
     wanted = slots(definition)
-    found = _with_prefix(definition, find_tensors(folder))
+    found = name_tensors(definition, find_tensors(folder))
     is_fresh_head = _match(folder, definition, wanted, found, strict=strict)
     for name, slot in wanted.items():
         if name in found:
@@ -79,7 +81,7 @@ def load_hugging_face(
         if path == ("head", "kernel") and is_fresh_head:
             leaf = _fresh_head(shape, sharding, seed)
         else:
-            leaf = _load_leaf(shape, sharding, {found[name]: slot for name, slot in tensors})
+            leaf = _load_leaf(shape, sharding, {found[name]: slot for name, slot in tensors}, tick)
         leaf_at(params, path[:-1])[path[-1]] = leaf
     return params
 
@@ -136,14 +138,14 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 def _no_weights(folder: Path) -> str:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         return (
-            f"{folder} holds weights as .bin or .pt only, which can run code when read; save them "
-            "as safetensors with transformers: model.save_pretrained(folder)"
+            f"{folder} holds weights as .bin or .pt only, which can run code when read; make a "
+            f"folder without them: robustjax convert --allow_torch_bin --from={folder} --to=FOLDER"
         )
     return f"{folder} holds no model.safetensors; give the folder of a Hugging Face model"
 
 
-def _with_prefix(definition: Definition, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Models saved without any head lack the prefix that their names have otherwise."""
+def name_tensors(definition: Definition, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the names that they have in a model with a head to tensors saved without any head."""
     prefix = definition.port.names.prefix
     if any(name.startswith(prefix) for name in found):
         return found
@@ -230,12 +232,16 @@ def _by_leaf(wanted: Mapping[str, Slot]) -> dict[tuple[str, ...], list[tuple[str
 
 
 def _load_leaf(
-    shape: jax.ShapeDtypeStruct, sharding: NamedSharding, tensors: Mapping[Tensor, Slot]
+    shape: jax.ShapeDtypeStruct,
+    sharding: NamedSharding,
+    tensors: Mapping[Tensor, Slot],
+    tick: Callable[[], None],
 ) -> jax.Array:
     """One weight: a tensor, or the stack of a tensor of every layer."""
 
     def put(tensor: Tensor, slot: Slot, target: NamedSharding) -> jax.Array:
         host = slot.to_ours(tensor.read()).astype(shape.dtype)
+        tick()
         return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
     if all(slot.layer is None for slot in tensors.values()):

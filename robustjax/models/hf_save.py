@@ -1,6 +1,7 @@
 """Saves a model as a Hugging Face folder that transformers loads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import jax
 import numpy as np
 
 from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
 from robustjax.models.hf_names import leaf_at, slots
-from robustjax.models.safetensors_file import write_safetensors
+from robustjax.models.safetensors_file import open_safetensors, write_safetensors
 from robustjax.models.transformer import Definition, Params
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+
+Shard = dict[str, tuple[tuple[int, ...], np.dtype]]
+"""Shape and type of each tensor of a file, in order."""
 
 
 def save_hugging_face(
@@ -22,10 +27,12 @@ def save_hugging_face(
     tokenizer: Tokenizer | None = None,
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes `config.json`, the weights in their own type, and the tokenizer.
 
-    One process only; it holds one tensor at a time besides the model.
+    One process only; it holds one tensor at a time besides the model. A file appears under its name
+    when it is whole, and one that is there already is kept if it holds these weights.
 
     Args:
         folder: made if it is not there.
@@ -34,12 +41,13 @@ def save_hugging_face(
         tokenizer: its tokenizer, whose padding id also goes into `config.json`: transformers needs
             it to find the last real token.
         max_shard_bytes: no file gets more than that, unless one tensor is larger.
+        tick: called after each tensor.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = slots(definition)
     leaves = {name: leaf_at(params, slot.path) for name, slot in places.items()}
     sizes = {name: (slot.shape, np.dtype(leaves[name].dtype)) for name, slot in places.items()}
-    shards: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
+    shards: list[Shard] = [{}]
     room = max_shard_bytes
     for name, (shape, dtype) in sizes.items():
         num_bytes = int(np.prod(shape)) * dtype.itemsize
@@ -49,10 +57,13 @@ def save_hugging_face(
         shards[-1][name] = (shape, dtype)
         room -= num_bytes
     files = _file_names(len(shards))
+
+    def value_of(name: str) -> np.ndarray:
+        tick()
+        return places[name].to_hugging_face(params)
+
     for file_name, shard in zip(files, shards, strict=True):
-        write_safetensors(
-            folder / file_name, shard, lambda name: places[name].to_hugging_face(params)
-        )
+        _write_shard(folder / file_name, shard, value_of)
     if len(shards) > 1:
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         weight_map = {
@@ -67,6 +78,28 @@ def save_hugging_face(
     _write_json(folder / "config.json", _config(definition, params, tokenizer))
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _write_shard(path: Path, shard: Shard, value_of: Callable[[str], np.ndarray]) -> None:
+    if path.is_file() and _holds(path, shard, value_of):
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    write_safetensors(partial, shard, value_of)
+    partial.replace(path)
+
+
+def _holds(path: Path, shard: Shard, value_of: Callable[[str], np.ndarray]) -> bool:
+    """Whether a file of an interrupted save holds exactly these weights."""
+    try:
+        file = open_safetensors(path)
+    except UserError:
+        return False
+
+    def same(name: str) -> bool:
+        there, here = file.read(name), value_of(name)
+        return there.dtype == here.dtype and there.tobytes() == here.tobytes()
+
+    return list(file.tensors) == list(shard) and all(map(same, shard))
 
 
 def _file_names(count: int) -> list[str]:

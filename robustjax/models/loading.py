@@ -9,12 +9,15 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models.hf_load import load_hugging_face, read_hugging_face_config
 from robustjax.models.layers import Numerics
-from robustjax.models.registry import POINTS, ScalingPoint
+from robustjax.models.model_folder import find_model, load_model
+from robustjax.models.port import ModelConfig
+from robustjax.models.registry import POINTS
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
 _FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_TORCH_FILES = ["pytorch_model*.bin"]
 _SCAN_FROM_LAYERS = 13
 """More layers than this many less one run under `lax.scan`: unrolled they compile slowly."""
 
@@ -35,8 +38,9 @@ def load_victim(
     """Loads a model with its tokenizer.
 
     Args:
-        path_or_point: a local Hugging Face folder, a scaling point (`pythia-70m`), or a name on the
-            Hugging Face hub (`EleutherAI/pythia-70m`, also with `@revision`).
+        path_or_point: a local folder (Hugging Face's, or one of ours: a training stage's, or what
+            `robustjax convert` made), a scaling point (`pythia-70m`), or a name on the Hugging Face
+            hub (`EleutherAI/pythia-70m`, also with `@revision`).
         num_classes: classes of the classifier.
         revision: branch, tag or commit on the hub.
         mesh: the devices; the first one by default.
@@ -53,27 +57,50 @@ def load_victim(
     """
     if num_classes < 2:
         raise UserError(f"num_classes is {num_classes}; a classifier has at least 2")
-    point = POINTS.get(str(path_or_point))
-    folder = _find(path_or_point, point, revision)
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    rules = AxisRules() if rules is None else rules
+    numerics = Numerics() if numerics is None else numerics
+    name, point = str(path_or_point), POINTS.get(str(path_or_point))
+    ours = find_model(Path(path_or_point).expanduser())
+    if ours is not None and point is None:
+        victim = load_model(ours, mesh, rules, numerics, batch_size)
+        _check_head(ours, victim.definition, head, num_classes)
+        return victim
+    folder = find_folder(name, revision)
     config = read_hugging_face_config(folder)
     definition = Definition(
         config,
         head=head,
         num_classes=num_classes,
-        numerics=Numerics() if numerics is None else numerics,
-        scanned=config.layers >= _SCAN_FROM_LAYERS if point is None else point.scanned,
+        numerics=numerics,
+        scanned=is_scanned(name, config),
     )
-    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-    rules = AxisRules() if rules is None else rules
     tokenizer = Tokenizer.load(folder)
     params = load_hugging_face(folder, definition, mesh, rules, seed=seed, strict=strict)
-    name = str(path_or_point)
     family = definition.port.model_types[0] if point is None else point.family
     return Victim(name, family, definition, params, tokenizer, mesh, rules, batch_size)
 
 
-def _find(path_or_point: str | Path, point: ScalingPoint | None, revision: str | None) -> Path:
-    """The local folder with the model's files."""
+def is_scanned(path_or_point: str, config: ModelConfig) -> bool:
+    """Whether a model's layers run under `lax.scan`: as its scaling point says, else many do."""
+    point = POINTS.get(path_or_point)
+    return config.layers >= _SCAN_FROM_LAYERS if point is None else point.scanned
+
+
+def find_folder(
+    path_or_point: str, revision: str | None = None, *, torch_files: bool = False
+) -> Path:
+    """The local folder with a model's files, which are downloaded if they are on the hub.
+
+    Args:
+        path_or_point: as for `load_victim`.
+        revision: branch, tag or commit on the hub.
+        torch_files: downloads weights in torch's own format too.
+
+    Raises:
+        UserError: there is no such model, or it cannot be reached.
+    """
+    point = POINTS.get(path_or_point)
     folder = Path(path_or_point).expanduser()
     if point is None and folder.is_dir():
         return folder
@@ -82,17 +109,29 @@ def _find(path_or_point: str | Path, point: ScalingPoint | None, revision: str |
             f"scaling point {point.name} has no published weights; train it with `robustjax study` "
             "and give the folder"
         )
-    name, _, suffix = str(path_or_point if point is None else point.hub_name).partition("@")
-    return _download(name, revision or suffix or None)
+    name, _, suffix = (path_or_point if point is None else point.hub_name).partition("@")
+    return _download(name, revision or suffix or None, _FILES + _TORCH_FILES * torch_files)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _check_head(
+    folder: Path, definition: Definition, head: Literal["classifier", "lm"], num_classes: int
+) -> None:
+    if definition.head != head:
+        raise UserError(f"{folder} has the head {definition.head!r}; give head={definition.head!r}")
+    if head == "classifier" and definition.num_classes != num_classes:
+        raise UserError(
+            f"{folder} has {definition.num_classes} classes, not {num_classes}; give "
+            f"num_classes={definition.num_classes}"
+        )
+
+
+def _download(name: str, revision: str | None, files: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES)
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files)
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         wanted = name if revision is None else f"{name}@{revision}"

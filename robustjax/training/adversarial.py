@@ -21,8 +21,9 @@ from robustjax.data.prompts import Example, Task
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import accuracy, attack_examples
 from robustjax.evaluation.records import AttackRecord, read_records
+from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime.checkpoint import Checkpoints, save_params
+from robustjax.runtime.checkpoint import Checkpoints
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch
 from robustjax.training import loop
@@ -196,9 +197,7 @@ def train_adversarially(
                     "accuracy": accuracy(hardened, task.split("validation")),
                 }
             )
-            save_params(
-                here / "model", state.params, {"name": victim.name, "family": victim.family}
-            )
+            save_model(here / "model", hardened)
             saved_losses = [None if np.isinf(x) else float(x) for x in losses]
             checkpoints.save(number, state, {"rounds": rounds, "losses": saved_losses})
             progress.advance(note=f"accuracy {rounds[-1]['accuracy']:.3f}")

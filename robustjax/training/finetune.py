@@ -13,8 +13,9 @@ from typing import Any
 from robustjax.data.prompts import Example, Task
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import accuracy
+from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime.checkpoint import Checkpoints, load_params, save_params
+from robustjax.runtime.checkpoint import Checkpoints, load_params
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
 from robustjax.training.loop import LabelledRows, TrainConfig, Trainer, start
@@ -130,7 +131,7 @@ def finetune(
             checkpoints.save(base + per_epoch, state, {})
     checkpoints.tidy()
     trained = victim.with_params(state.params)
-    save_params(folder / "model", state.params, {"name": victim.name, "family": victim.family})
+    save_model(folder / "model", trained)
     accuracies = [
         line["validation_accuracy"]
         for line in read_metrics(folder / "metrics.jsonl")

@@ -246,7 +246,7 @@ def test_wrong_indices(tmp_path, mesh):
 
 def test_weights_that_could_run_code_are_refused(saved, mesh):
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(UserError, match="can run code.*safetensors"):
+    with pytest.raises(UserError, match="can run code.*robustjax convert --allow_torch_bin"):
         load(saved, mesh)
     (saved / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="holds no model.safetensors"):
