@@ -3,7 +3,8 @@
 NANO = {
     # Trained from scratch: far higher learning rates than fine-tuning, and more updates the smaller
     # the model is (an update costs it little). Hardening needs many different adversarial texts
-    # more than it needs strong ones: `examples` are attacked in each round, `sample` is trained on.
+    # more than it needs strong ones: `examples` are attacked in each round, `sample` is trained on,
+    # of which at most `adversarial` come from the pool.
     "nano-27k": {
         "finetune": {"num_train": 20_000, "epochs": 3, "learning_rate": 2e-3},
         "advtrain": {"examples": 1500, "sample": 3000, "epochs": 3, "learning_rate": 2e-3},
@@ -22,7 +23,13 @@ NANO = {
     },
     "nano-830k": {
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1e-3},
-        "advtrain": {"examples": 700, "sample": 1200, "epochs": 2, "learning_rate": 5e-4},
+        "advtrain": {
+            "examples": 1000,
+            "sample": 2000,
+            "adversarial": 0.75,
+            "epochs": 2,
+            "learning_rate": 7.5e-4,
+        },
     },
 }
 

@@ -92,7 +92,7 @@ def _point(row: dict, edges: tuple[int, ...]) -> dict:
             "examples_per_round": int(share * advtrain["examples"]),
             "pool": {
                 "max_examples": int(share * advtrain["sample"]),
-                "max_adversarial_share": 0.8,
+                "max_adversarial_share": advtrain.get("adversarial", 0.8),
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
             },
