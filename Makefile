@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test verify lint format clean
+.PHONY: help demo test verify bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -20,6 +20,10 @@ test: $(VENV)/.dev ## the fast tests
 
 verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several processes
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.parity ## measured figures, one line of JSON each
+	$(BIN)/python -m benchmarks.load_time
+	$(BIN)/python -m benchmarks.convert_memory
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .

@@ -234,7 +234,10 @@ def test_dropping_must_leave_enough(refuse, jsonl):
 def test_unknown_commands_and_help(capsys):
     assert main(["studdy"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err == "robustjax studdy: no command 'studdy'; known: study, report\n"
+    assert (
+        out == ""
+        and err == "robustjax studdy: no command 'studdy'; known: study, report, convert\n"
+    )
     for arguments, status in ([], 2), (["--help"], 0), (["help"], 0), (["study", "--help"], 0):
         assert main(arguments) == status
         assert capsys.readouterr().out.startswith("usage: robustjax COMMAND")

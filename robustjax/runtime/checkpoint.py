@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -235,7 +236,7 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     if arguments:
         item = {name: wanted[name] for name in arguments}
         with _quiet():
-            restored |= _checkpointer().restore(
+            restored |= _checkpointer(item.values()).restore(
                 _absolute(folder / _ARRAYS),
                 args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
             )
@@ -247,10 +248,17 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     return tree, read_json(folder / _METADATA)
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer(leaves: Iterable[Any] = ()) -> ocp.Checkpointer:
     # Synchronous, since a step reported as saved has to be on disk. OCDBT puts all arrays into a
     # few files: for 65 small arrays about 0.14 s a save, against 0.25 s with a folder for each.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+    # Arrays are restored a few at a time, lest a model be in memory twice; the limit must let the
+    # largest pass.
+    largest = max((leaf.size * leaf.dtype.itemsize for leaf in leaves), default=0)
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(
+            use_ocdbt=True, restore_concurrent_gb=1 + math.ceil(largest / 1e9)
+        )
+    )
 
 
 def _absolute(path: epath.Path) -> epath.Path:

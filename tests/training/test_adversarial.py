@@ -186,7 +186,7 @@ def test_the_mean_loss_and_the_accuracy_of_a_round(straight, small_task):
         (records, "append_records", 2),
         (records, "append_records", 3),
         (MetricsLog, "write", 2),
-        (module, "save_params", 2),
+        (module, "save_model", 2),
         (Checkpoints, "save", 1),
         (Checkpoints, "save", 3),
     ],

@@ -78,7 +78,7 @@ def test_the_victim_given_is_not_touched(make_victim, small_task, tmp_path):
         (Checkpoints, "save", 4),
         (Checkpoints, "save", 6),
         (MetricsLog, "write", 8),
-        (module, "save_params", 1),
+        (module, "save_model", 1),
         (module, "read_metrics", 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
