@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,11 @@ from robustjax.models.hf_load import (
     name_tensors,
     read_hugging_face_config,
 )
-from robustjax.models.hf_names import Slot, slots
+from robustjax.models.hf_names import Slot, leaf_at, slots
 from robustjax.models.hf_save import DEFAULT_SHARD_BYTES, save_hugging_face
 from robustjax.models.layers import Numerics
 from robustjax.models.loading import find_folder, is_scanned
-from robustjax.models.model_folder import find_model, load_model, save_model
+from robustjax.models.model_folder import find_model, iterate_model, load_model, save_model
 from robustjax.models.registry import POINTS
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
@@ -82,25 +82,18 @@ def convert(
     return target
 
 
-def weights_sha256(
-    places: Mapping[str, Slot],
-    read: Callable[[str], np.ndarray],
-    tick: Callable[[], None] = lambda: None,
-) -> str:
-    """The checksum of a model: over name, type, shape and bits of every tensor, in order of name.
+def weights_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
+    """The checksum of a model: over name, type, shape and bits of every tensor.
 
     Args:
-        places: the model's tensors, by Hugging Face's names.
-        read: the tensor of a name, as Hugging Face has it.
-        tick: called after each tensor.
+        tensors: name and tensor as Hugging Face has them, in any order; none is kept.
     """
-    total = hashlib.sha256()
-    for name in sorted(places):
-        tensor = np.ascontiguousarray(read(name))
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(np.uint8).data)
-        tick()
-    return total.hexdigest()
+    lines = []
+    for name, tensor in tensors:
+        bits = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+        digest = hashlib.sha256(bits).hexdigest()
+        lines.append(f"{name} {tensor.dtype} {list(tensor.shape)} {digest}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _to_hugging_face(folder: Path, target: Path, max_shard_bytes: int) -> None:
@@ -108,7 +101,7 @@ def _to_hugging_face(folder: Path, target: Path, max_shard_bytes: int) -> None:
     places = slots(victim.definition)
     with Progress(3 * len(places), "convert", unit="tensors") as progress:
         progress.set(0, "checksum of what is there")
-        checksum = weights_sha256(places, _tensors_of(victim), progress.advance)
+        checksum = weights_sha256(_each(_tensors_of(victim), places, progress))
         if _begin(target, checksum):
             progress.set(len(places), "writing")
             save_hugging_face(
@@ -121,7 +114,7 @@ def _to_hugging_face(folder: Path, target: Path, max_shard_bytes: int) -> None:
             )
         progress.set(2 * len(places), "checksum of what was written")
         found = find_tensors(target)
-        written = weights_sha256(places, lambda name: found[name].read(), progress.advance)
+        written = weights_sha256(_each(lambda name: found[name].read(), places, progress))
     _finish(target, str(folder), checksum, written)
 
 
@@ -137,8 +130,7 @@ def _to_ours(source: str, target: Path, num_classes: int, seed: int, allow_torch
         # In a function of its own, so that the model is let go before it is read again.
         checksum = _write_ours(source, folder, weights, target, definition, seed, progress)
         progress.set(2 * len(places), "checksum of what was written")
-        victim = load_model(target, _one_device(), AxisRules())
-        written = weights_sha256(places, _tensors_of(victim), progress.advance)
+        written = weights_sha256(_each_of_ours(target, places, progress))
     _finish(target, source, checksum, written)
     shutil.rmtree(target / _FROM_TORCH, ignore_errors=True)
 
@@ -169,7 +161,7 @@ def _write_ours(
         return found[name].read().astype(definition.numerics.param_dtype, copy=False)
 
     progress.set(len(places), "checksum of what is there")
-    checksum = weights_sha256(places, read, progress.advance)
+    checksum = weights_sha256(_each(read, places, progress))
     if _begin(target, checksum):
         progress.set(2 * len(places), "writing")
         save_model(target, victim)
@@ -205,7 +197,28 @@ def _definition(source: str, folder: Path, weights: Path, num_classes: int) -> D
 def _tensors_of(victim: Victim) -> Callable[[str], np.ndarray]:
     """A victim's weights as Hugging Face has them, by name."""
     places = slots(victim.definition)
-    return lambda name: places[name].to_hugging_face(victim.params)
+    return lambda name: places[name].to_hugging_face(leaf_at(victim.params, places[name].path))
+
+
+def _each(
+    read: Callable[[str], np.ndarray], names: Iterable[str], progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name in names:
+        yield name, read(name)
+        progress.advance()
+
+
+def _each_of_ours(
+    folder: Path, places: Mapping[str, Slot], progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What stands in a folder of ours, with one array at a time in memory."""
+    held: dict[str, list[str]] = {}
+    for name, slot in places.items():
+        held.setdefault(".".join(slot.path), []).append(name)
+    for path, leaf in iterate_model(folder, _one_device(), AxisRules()):
+        for name in held[path]:
+            yield name, places[name].to_hugging_face(leaf)
+            progress.advance()
 
 
 def _one_device() -> Mesh:

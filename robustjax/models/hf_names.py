@@ -29,9 +29,8 @@ class Slot:
         """The tensor as the weight it holds; a view."""
         return tensor.T if self.is_transposed else tensor
 
-    def to_hugging_face(self, params: Params) -> np.ndarray:
-        """The tensor that holds this weight, on the host."""
-        leaf = leaf_at(params, self.path)
+    def to_hugging_face(self, leaf: Any) -> np.ndarray:
+        """The tensor that holds this weight, on the host, from the leaf at `path`."""
         weight = np.asarray(leaf if self.layer is None else leaf[self.layer])
         return weight.T if self.is_transposed else weight
 

@@ -60,7 +60,7 @@ def save_hugging_face(
 
     def value_of(name: str) -> np.ndarray:
         tick()
-        return places[name].to_hugging_face(params)
+        return places[name].to_hugging_face(leaves[name])
 
     for file_name, shard in zip(files, shards, strict=True):
         _write_shard(folder / file_name, shard, value_of)

@@ -5,6 +5,7 @@ one of a Hugging Face folder. It stands by itself: whoever has the folder has th
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.architectures import port_of_model_type
 from robustjax.models.layers import Numerics
-from robustjax.models.transformer import Definition
+from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim, param_shardings
-from robustjax.runtime.checkpoint import load_metadata, load_params, save_params
+from robustjax.runtime.checkpoint import iterate_params, load_metadata, load_params, save_params
 from robustjax.runtime.mesh import AxisRules
 
 
@@ -67,13 +68,7 @@ def load_model(
     """
     saved = load_metadata(folder)
     stored = _stored_definition(folder, saved)
-    shapes = transformer.abstract_params(stored)
-    like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        param_shardings(stored, mesh, rules),
-    )
-    params, _ = load_params(folder, like=like)
+    params, _ = load_params(folder, like=_abstract_on(mesh, rules, stored))
     numerics = stored.numerics if numerics is None else numerics
     if numerics.param_dtype != saved["param_dtype"]:
         params = jax.tree.map(lambda leaf: leaf.astype(numerics.param_dtype), params)
@@ -86,6 +81,21 @@ def load_model(
         mesh,
         rules,
         batch_size,
+    )
+
+
+def iterate_model(folder: Path, mesh: Mesh, rules: AxisRules) -> Iterator[tuple[str, jax.Array]]:
+    """The weights in a folder one after the other, by their paths (`blocks.00.query.kernel`)."""
+    definition = _stored_definition(folder, load_metadata(folder))
+    return iterate_params(folder, like=_abstract_on(mesh, rules, definition))
+
+
+def _abstract_on(mesh: Mesh, rules: AxisRules, definition: Definition) -> Params:
+    """Shapes, types and shardings of the weights."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        transformer.abstract_params(definition),
+        param_shardings(definition, mesh, rules),
     )
 
 

@@ -11,11 +11,10 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from robustjax.runtime.files import StrPath, is_remote, read_json, write_json
 _ARRAYS, _METADATA, _COMPLETE = "arrays", "metadata.json", "COMPLETE.json"
 _STEP_FOLDER = re.compile(r"\d{8,}")
 _CHUNK_BYTES = 1 << 24
+_RESTORED_AT_ONCE_GB = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +182,30 @@ def load_params(folder: StrPath, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         raise UserError(f"model {folder}: {error}; save or download it again") from error
 
 
+def iterate_params(folder: StrPath, like: PyTree) -> Iterator[tuple[str, Any]]:
+    """Loads what `save_params` saved array after array, so that no more than one is in memory.
+
+    Args:
+        folder: where from.
+        like: as in `Checkpoints.restore`.
+
+    Yields:
+        The path of an array, such as `blocks.00.query.kernel`, and the array.
+
+    Raises:
+        UserError: as `load_params`.
+    """
+    folder, wanted = epath.Path(folder), _named_leaves(like)
+    try:
+        marker = _read_marker(folder)
+        _check_files(folder, marker["files"])
+    except _DamagedError as error:
+        raise UserError(f"model {folder}: {error}; save or download it again") from error
+    _check_arrays(folder, marker["arrays"], wanted)
+    for name, leaf in wanted.items():
+        yield name, _restore(folder, {name: leaf})[name]
+
+
 def load_metadata(folder: StrPath) -> dict[str, Any]:
     """Reads the metadata of a saved model without its arrays (to learn what to load them into)."""
     try:
@@ -231,15 +255,7 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     _check_files(folder, marker["files"])
     wanted = _named_leaves(like)
     _check_arrays(folder, marker["arrays"], wanted)
-    restored = {name: _empty_array(leaf) for name, leaf in wanted.items() if not leaf.size}
-    arguments = {name: _restore_args(leaf) for name, leaf in wanted.items() if leaf.size}
-    if arguments:
-        item = {name: wanted[name] for name in arguments}
-        with _quiet():
-            restored |= _checkpointer(item.values()).restore(
-                _absolute(folder / _ARRAYS),
-                args=ocp.args.PyTreeRestore(item=item, restore_args=arguments),
-            )
+    restored = _restore(folder, wanted)
     leaves = [
         restored[name][()] if isinstance(leaf, np.generic) else restored[name]
         for name, leaf in wanted.items()
@@ -248,17 +264,29 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     return tree, read_json(folder / _METADATA)
 
 
-def _checkpointer(leaves: Iterable[Any] = ()) -> ocp.Checkpointer:
+def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Some of the arrays of a folder."""
+    restored = {name: _empty_array(leaf) for name, leaf in wanted.items() if not leaf.size}
+    item = {name: leaf for name, leaf in wanted.items() if leaf.size}
+    if item:
+        # A few at a time, lest a model be in memory twice; the limit must let the largest pass.
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in item.values())
+        limit = max(_RESTORED_AT_ONCE_GB, 1.001 * largest / 1e9)
+        arguments = {name: _restore_args(leaf) for name, leaf in item.items()}
+        with _quiet():
+            restored |= _checkpointer(restore_concurrent_gb=limit).restore(
+                _absolute(folder / _ARRAYS),
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                ),
+            )
+    return restored
+
+
+def _checkpointer(**options: Any) -> ocp.Checkpointer:
     # Synchronous, since a step reported as saved has to be on disk. OCDBT puts all arrays into a
     # few files: for 65 small arrays about 0.14 s a save, against 0.25 s with a folder for each.
-    # Arrays are restored a few at a time, lest a model be in memory twice; the limit must let the
-    # largest pass.
-    largest = max((leaf.size * leaf.dtype.itemsize for leaf in leaves), default=0)
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(
-            use_ocdbt=True, restore_concurrent_gb=1 + math.ceil(largest / 1e9)
-        )
-    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, **options))
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -258,7 +258,7 @@ def test_every_mutation_shows(family, tmp_path):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("name", ["pythia-14m", "pythia-70m", "pythia-160m"])
+@pytest.mark.parametrize("name", ["pythia-14m", "pythia-70m", "pythia-160m", "qwen2.5-0.5b"])
 def test_real_shapes(name, tmp_path):
     """Weights like a trained model's in size: with deep stacks, 0.3 would only measure chaos."""
     point = POINTS[name]

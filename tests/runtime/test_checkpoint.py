@@ -21,7 +21,13 @@ from etils import epath
 from jax.sharding import PartitionSpec as P
 
 from robustjax.errors import UserError
-from robustjax.runtime.checkpoint import Checkpoints, load_metadata, load_params, save_params
+from robustjax.runtime.checkpoint import (
+    Checkpoints,
+    iterate_params,
+    load_metadata,
+    load_params,
+    save_params,
+)
 from robustjax.runtime.mesh import MeshConfig, make_mesh
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -271,6 +277,25 @@ def test_a_model_folder(tmp_path):
     for load in (lambda: load_params(tmp_path, params), lambda: load_metadata(tmp_path)):
         with pytest.raises(UserError, match="metadata.json is not what was written"):
             load()
+
+
+def test_a_model_is_read_array_by_array(tmp_path):
+    params = {"a": {"w": jnp.arange(6.0).reshape(2, 3)}, "b": np.zeros((0, 2)), "c": jnp.ones(4)}
+    save_params(tmp_path, params, {})
+    arrays = iterate_params(tmp_path, params)
+
+    name, first = next(arrays)
+    assert name == "a.w"
+    np.testing.assert_array_equal(first, params["a"]["w"])
+    rest = dict(arrays)
+    assert list(rest) == ["b", "c"]
+    _assert_same(rest, {"b": params["b"], "c": params["c"]})
+
+    with pytest.raises(UserError, match=r"array c is float32\[4\] there, float32\[5\] here"):
+        next(iterate_params(tmp_path, params | {"c": jnp.ones(5)}))
+    (tmp_path / "COMPLETE.json").unlink()
+    with pytest.raises(UserError, match="not saved to the end"):
+        next(iterate_params(tmp_path, params))
 
 
 def test_a_torn_save_of_a_model_is_not_a_mix_of_two(tmp_path, monkeypatch):
