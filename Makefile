@@ -22,7 +22,9 @@ verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several pr
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.parity ## measured figures, one line of JSON each
+	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.load_time
+	$(BIN)/python -m benchmarks.checkpoint_time
 	$(BIN)/python -m benchmarks.convert_memory
 
 lint: $(VENV)/.dev ## style and types

@@ -114,4 +114,11 @@ def _point(row: dict, edges: tuple[int, ...]) -> dict:
             "random_token": rounds(random_token, 4, 4, share=0.25),
         },
         "search": search,
+        "numerics": {
+            "param_dtype": "float32",
+            "compute_dtype": "float32",
+            "accumulation_dtype": "float32",
+            "matmul_precision": "highest",
+        },
+        "remat": "none",
     }

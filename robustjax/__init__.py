@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from robustjax.attacks.random_token import RandomToken as RandomToken
     from robustjax.errors import UserError as UserError
     from robustjax.evaluation.api import run_attack as run_attack
+    from robustjax.models.layers import Numerics as Numerics
     from robustjax.models.loading import load_victim as load_victim
 
 _HOMES = {
     "GCG": "robustjax.attacks.gcg",
+    "Numerics": "robustjax.models.layers",
     "RandomToken": "robustjax.attacks.random_token",
     "UserError": "robustjax.errors",
     "load_victim": "robustjax.models.loading",

@@ -99,14 +99,14 @@ def _convert(arguments: list[str]) -> int:
     text("to", None, "a new folder")
     number("num_classes", 0, "makes a classifier of a base model", lower_bound=0)
     number("seed", 0, "of that classifier's head")
-    number("max_shard_bytes", 5_000_000_000, "size of a safetensors file", lower_bound=1)
+    number("max_shard_bytes", None, "size of a safetensors file", lower_bound=1)
     flags.DEFINE_bool("allow_torch_bin", False, "reads torch's weight files", flag_values=values)
     unexpected = _parse(values, arguments, required=("from", "to"))
     if unexpected:
         raise UserError(f"{unexpected[0]!r} is no flag; did you mean --from={unexpected[0]}?")
     from robustjax.models.convert import convert
 
-    given = values.flag_values_dict()
+    given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
     print(convert(given.pop("from"), given.pop("to"), **given))
     return 0
 

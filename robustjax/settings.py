@@ -10,13 +10,15 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from robustjax.attacks.search import ATTACKS, Attack, SearchConfig
 from robustjax.data.tasks import TaskConfig
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
 from robustjax.models import registry
+from robustjax.models.layers import Numerics
+from robustjax.models.transformer import Remat
 from robustjax.runtime.mesh import MeshConfig
 from robustjax.training.adversarial import AdversarialConfig
 from robustjax.training.finetune import FinetuneConfig
@@ -32,11 +34,15 @@ class PointConfig:
         finetune: clean training.
         advtrain: adversarial training by name of the run (usually the training attack).
         search: how evaluation attacks are cut into programs.
+        numerics: number formats.
+        remat: what training computes again in the backward pass; None takes what the registry says.
     """
 
     finetune: FinetuneConfig
     advtrain: dict[str, AdversarialConfig]
     search: SearchConfig = SearchConfig()
+    numerics: Numerics = Numerics()
+    remat: Remat | None = None
 
     def __post_init__(self) -> None:
         _check_names("advtrain", self.advtrain)
@@ -206,6 +212,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return None
         (hint,) = [one for one in arguments if one is not type(None)]
         return _convert(hint, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{path}={value!r} is unknown; use {', '.join(map(str, arguments))}")
+        return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(
             _convert(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value)

@@ -26,6 +26,7 @@ from robustjax.evaluation import records
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.models import registry
 from robustjax.models import victim as victims
+from robustjax.models.model_folder import load_model
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, make_mesh
@@ -34,7 +35,7 @@ from robustjax.runtime.stages import Stage
 from robustjax.runtime.workers import Job
 from robustjax.settings import PointConfig, StudyConfig, describe
 from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
-from robustjax.training.finetune import FinetuneConfig, finetune, load_trained
+from robustjax.training.finetune import FinetuneConfig, finetune
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a hashed leaf changes."""
@@ -177,6 +178,8 @@ class Planner:
             {
                 "point": point,
                 "seed": seed,
+                "numerics": describe(settings.numerics),
+                "remat": settings.remat or registry.scaling_point(point).remat,
                 "finetune": _without(settings.finetune, "checkpoint_every"),
             },
             lambda folder: self._finetune(folder, point, settings, seed),
@@ -256,11 +259,15 @@ class Planner:
         texts = [example.text for example in self._all_of_task.split("train")]
         return train_byte_bpe(texts, registry.NANO_VOCAB)
 
-    def _fresh_victim(self, point: str, seed: int) -> Victim:
+    def _fresh_victim(self, point: str, settings: PointConfig, seed: int) -> Victim:
         """The scaling point with freshly drawn weights."""
         facts = registry.scaling_point(point)
         definition = Definition(
-            facts.config, num_classes=self.task.num_classes, scanned=facts.scanned
+            facts.config,
+            num_classes=self.task.num_classes,
+            numerics=settings.numerics,
+            scanned=facts.scanned,
+            remat=settings.remat or facts.remat,
         )
         return Victim(
             point,
@@ -277,7 +284,7 @@ class Planner:
 
     def _finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
         _, summary = finetune(
-            self._fresh_victim(point, seed),
+            self._fresh_victim(point, settings, seed),
             self.task,
             settings.finetune,
             seed=seed,
@@ -286,11 +293,16 @@ class Planner:
         )
         self._write_summary(folder, point, seed, summary)
 
-    def _trained(self, point: str, seed: int) -> Victim:
+    def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
         """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
         self._check_accuracy(point, seed)
-        folder = self._finetune_folder(point, seed)
-        return load_trained(self._fresh_victim(point, seed), folder)
+        return self._load(self._finetune_folder(point, seed), settings)
+
+    def _load(self, folder: Path, settings: PointConfig) -> Victim:
+        """What a run of training left in its folder."""
+        return load_model(
+            folder / "model", self._mesh, self._rules, settings.numerics, remat=settings.remat
+        )
 
     def _check_accuracy(self, point: str, seed: int) -> None:
         summary = read_json(self._finetune_folder(point, seed) / "summary.json")
@@ -306,7 +318,7 @@ class Planner:
         self, folder: Path, point: str, settings: PointConfig, seed: int, trained_on: str
     ) -> None:
         _, summary = train_adversarially(
-            self._trained(point, seed),
+            self._trained(point, settings, seed),
             self.task,
             settings.advtrain[trained_on],
             seed=seed,
@@ -327,11 +339,11 @@ class Planner:
         num_examples: int,
     ) -> None:
         evaluation, attack = self._config.evaluation, self._config.evaluation.attacks[name]
-        victim = self._trained(point, seed)
-        defence_flops = 0
-        if number:
+        if number == 0:
+            victim, defence_flops = self._trained(point, settings, seed), 0
+        else:
             hardened = self._workdir / "advtrain" / f"{point}-s{seed}" / trained_on
-            victim = load_trained(victim, round_folder(hardened, number))
+            victim = self._load(round_folder(hardened, number), settings)
             rounds = read_json(hardened / "summary.json")["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
         found, timing = attack_examples(

@@ -14,15 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import orbax.checkpoint as ocp
-
 from robustjax.cli import main
 from robustjax.evaluation import records
 from robustjax.runtime import checkpoint
 from robustjax.runtime.runlog import MetricsLog
 from robustjax.runtime.stages import Stage
 
-_SLOWEST_DELAY_SECONDS = 0.08  # a save of the arrays takes about 0.1 s
+_SLOWEST_DELAY_SECONDS = 0.08  # the arrays take about 0.1 s to be written
 
 
 def die() -> None:
@@ -68,7 +66,7 @@ MOMENTS = {
     "training-torn": (MetricsLog, "write", half_a_metrics_line),
     "attack": (records, "append_records", after),
     "attack-torn": (records, "append_records", half_a_batch_of_records),
-    "saving-arrays": (ocp.Checkpointer, "save", during),
+    "saving-arrays": (checkpoint._Write, "_complete", during),
     "saving-marker": (checkpoint, "_fingerprints", before),
     "stage-claimed": (Stage, "start", after),
     "stage-unmarked": (Stage, "finish", before),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from robustjax import load_victim
 from robustjax.cli import main
 from robustjax.evaluation import records
 from robustjax.evaluation.flops import forward_flops
@@ -102,24 +103,13 @@ def test_summaries_follow_from_records(finished):
 
 def test_attacked_texts_are_scored_as_they_read(finished):
     """The saved victim, asked about the reported texts, answers what the records say."""
-    from robustjax.data.tokens import Tokenizer
-    from robustjax.models.transformer import Definition
-    from robustjax.models.victim import Victim, init_params
-    from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
-    from robustjax.training.finetune import load_trained
-
-    point, mesh, rules = registry.scaling_point("nano-27k"), make_mesh(MeshConfig()), AxisRules()
-    definition = Definition(point.config)
-    params = init_params(definition, 1, mesh, rules)
-    tokenizer = Tokenizer.load(finished / "tokenizer")
-    fresh = Victim("nano-27k", "nano", definition, params, tokenizer, mesh, rules)
     hardened = finished / "advtrain" / WHO / "gcg" / "rounds"
     for victim_of, stage in (
         (finished / "finetune" / WHO, "none-r0/gcg"),
         (hardened / "001", "gcg-r1/gcg"),
         (hardened / "002", "gcg-r2/random_token"),
     ):
-        victim = load_trained(fresh, victim_of)
+        victim = load_victim(victim_of)
         found = records.read_records(finished / "attack" / WHO / stage / "attack_records.jsonl")
         attacked = [record for record in found if record.attacked]
         logits = victim.logits([record.attacked_text for record in attacked])

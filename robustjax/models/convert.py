@@ -26,10 +26,10 @@ from robustjax.models.hf_load import (
     name_tensors,
     read_hugging_face_config,
 )
-from robustjax.models.hf_names import Slot, leaf_at, slots
+from robustjax.models.hf_names import Slot, head_name, leaf_at, slots
 from robustjax.models.hf_save import DEFAULT_SHARD_BYTES, save_hugging_face
 from robustjax.models.layers import Numerics
-from robustjax.models.loading import find_folder, is_scanned
+from robustjax.models.loading import find_folder, layers_of
 from robustjax.models.model_folder import find_model, iterate_model, load_model, save_model
 from robustjax.models.registry import POINTS
 from robustjax.models.transformer import Definition
@@ -72,10 +72,11 @@ def convert(
     """
     source, target = str(source), Path(target).expanduser()
     ours = find_model(Path(source).expanduser())
-    check_writable(target, "to")
+    _check_target(target)
     if ours is not None:
         if num_classes:
             raise UserError(f"num_classes={num_classes}: {ours} has a head already; leave it out")
+        check_writable(target, "to")
         _to_hugging_face(ours, target, max_shard_bytes)
     else:
         _to_ours(source, target, num_classes, seed, allow_torch_bin)
@@ -120,6 +121,8 @@ def _to_hugging_face(folder: Path, target: Path, max_shard_bytes: int) -> None:
 
 def _to_ours(source: str, target: Path, num_classes: int, seed: int, allow_torch_bin: bool) -> None:
     folder = find_folder(source, torch_files=allow_torch_bin)
+    read_hugging_face_config(folder)  # before the target is made
+    check_writable(target, "to")
     weights = folder
     if allow_torch_bin and torch_bin.bin_files(folder) and not any(folder.glob("*.safetensors")):
         weights = target / _FROM_TORCH
@@ -171,26 +174,32 @@ def _write_ours(
 def _definition(source: str, folder: Path, weights: Path, num_classes: int) -> Definition:
     """What to make of a Hugging Face folder: its own head, and a type that holds all its types."""
     config = read_hugging_face_config(folder)
-    names = port_of(config).names
-    found = find_tensors(weights)
+    names, found = port_of(config).names, find_tensors(weights)
+    language_model = Definition(config, head="lm")
+    is_tied = head_name(language_model) not in slots(language_model)
     head: Literal["classifier", "lm"] = "classifier"
     if names.classifier_head in found:
         num_classes = num_classes or found[names.classifier_head].shape[0]
-    elif not num_classes and (names.lm_head in found or getattr(config, "is_tied", False)):
+    elif not num_classes and (names.lm_head in found or is_tied):
         head = "lm"
     elif not num_classes:
         raise UserError(
             f"{folder} holds a model without a head; give --num_classes to make it a classifier"
         )
-    kinds = {tensor.file.tensors[tensor.name].dtype_name for tensor in found.values()}
-    kinds &= {"F64", "F32", "F16", "BF16"}  # what is not a weight is found out when it is loaded
+    kinds = {
+        tensor.file.tensors[tensor.name].dtype_name
+        for name, tensor in found.items()
+        if not name.endswith(names.ignored)
+    }
+    if "F64" in kinds:
+        raise UserError(f"{folder} has weights of type F64, which would lose bits; save it as F32")
     dtype = _TYPES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
     return Definition(
         config,
         head=head,
         num_classes=num_classes or 2,
         numerics=Numerics(param_dtype=dtype),
-        scanned=is_scanned(source, config),
+        **layers_of(source, config),
     )
 
 
@@ -229,9 +238,16 @@ def _run_torch_bin(folder: Path, target: Path) -> None:
     """Reads torch's files in another process, where there is nothing to steal or to break."""
     # Without -P a file called torch.py in the user's folder would be run.
     command = [sys.executable, "-P", "-m", torch_bin.__name__, str(folder), str(target)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # stderr shows its progress
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1])
+        reason = done.stdout.strip() or f"reading {folder} ended with status {done.returncode}"
+        raise UserError(reason)
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir() and not (target / _RECORD).is_file():
+        if any(path.name != _FROM_TORCH for path in target.iterdir()):
+            raise UserError(f"--to={target} holds other files; give a new folder")
 
 
 def _begin(target: Path, checksum: str) -> bool:
@@ -242,8 +258,6 @@ def _begin(target: Path, checksum: str) -> bool:
         if before["weights_sha256"] != checksum:
             raise UserError(f"--to={target} holds another conversion; give another folder")
         return not before["verified"]
-    if any(path.name != _FROM_TORCH for path in target.iterdir()):
-        raise UserError(f"--to={target} holds other files; give a new folder")
     write_json(record, {"weights_sha256": checksum, "verified": False})
     return True
 

@@ -240,7 +240,7 @@ def _load_leaf(
     """One weight: a tensor, or the stack of a tensor of every layer."""
 
     def put(tensor: Tensor, slot: Slot, target: NamedSharding) -> jax.Array:
-        host = slot.to_ours(tensor.read()).astype(shape.dtype)
+        host = slot.to_ours(tensor.read()).astype(shape.dtype, copy=False)
         tick()
         return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 

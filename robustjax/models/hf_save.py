@@ -1,11 +1,11 @@
 """Saves a model as a Hugging Face folder that transformers loads."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from robustjax.data.tokens import Tokenizer
@@ -47,37 +47,43 @@ def save_hugging_face(
     places = slots(definition)
     leaves = {name: leaf_at(params, slot.path) for name, slot in places.items()}
     sizes = {name: (slot.shape, np.dtype(leaves[name].dtype)) for name, slot in places.items()}
-    shards: list[Shard] = [{}]
-    room = max_shard_bytes
-    for name, (shape, dtype) in sizes.items():
-        num_bytes = int(np.prod(shape)) * dtype.itemsize
-        if num_bytes > room and shards[-1]:
-            shards.append({})
-            room = max_shard_bytes
-        shards[-1][name] = (shape, dtype)
-        room -= num_bytes
-    files = _file_names(len(shards))
 
     def value_of(name: str) -> np.ndarray:
         tick()
         return places[name].to_hugging_face(leaves[name])
 
-    for file_name, shard in zip(files, shards, strict=True):
+    write_shards(folder, sizes, value_of, max_shard_bytes)
+    _write_json(folder / "config.json", _config(definition, params, tokenizer))
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def write_shards(
+    folder: Path,
+    tensors: Shard,
+    value_of: Callable[[str], np.ndarray],
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes tensors as one file, or as several with their index; one tensor is held at a time."""
+    shards: list[Shard] = [{}]
+    room = max_shard_bytes
+    for name, (shape, dtype) in tensors.items():
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = (shape, dtype)
+        room -= num_bytes
+    files = dict(zip(_file_names(len(shards)), shards, strict=True))
+    for file_name, shard in files.items():
         _write_shard(folder / file_name, shard, value_of)
-    if len(shards) > 1:
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-        weight_map = {
-            name: file_name
-            for file_name, shard in zip(files, shards, strict=True)
-            for name in shard
-        }
+    if len(files) > 1:
+        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in tensors.values())
+        weight_map = {name: file_name for file_name, shard in files.items() for name in shard}
         _write_json(
             folder / "model.safetensors.index.json",
             {"metadata": {"total_size": total}, "weight_map": weight_map},
         )
-    _write_json(folder / "config.json", _config(definition, params, tokenizer))
-    if tokenizer is not None:
-        tokenizer.save(folder)
 
 
 def _write_shard(path: Path, shard: Shard, value_of: Callable[[str], np.ndarray]) -> None:

@@ -16,24 +16,41 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from robustjax.errors import UserError
+
 _MASKED = -1e30  # finite: a row that sees nothing yields garbage, never NaN
+
+
+_TYPES = ("float32", "bfloat16", "float16")
+_PRECISIONS = ("highest", "high", "default")
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """Number formats of a model.
+    """Number formats of a model: float32, bfloat16 or float16 by name.
+
+    Softmax, norms, rotary angles and the sums of attention are float32 whatever these say.
 
     Attributes:
         param_dtype: storage type of the weights.
-        compute_dtype: type of activations and matrix products; softmax, norms and rotary angles
-            are float32 whatever this says.
+        compute_dtype: type of activations, and of the factors of matrix products.
+        accumulation_dtype: type in which products with weights are summed up, biases included,
+            before they become activations, and in which gradients of microbatches are summed up.
         matmul_precision: ``highest`` makes float32 products true float32 on every backend
-            (accelerators default to less).
+            (accelerators take fewer bits for ``high``, and fewest for ``default``).
     """
 
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
+    accumulation_dtype: str = "float32"
     matmul_precision: str = "highest"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            known = _PRECISIONS if field.name == "matmul_precision" else _TYPES
+            value = getattr(self, field.name)
+            if value not in known:
+                raise UserError(f"{field.name}={value!r} is unknown; use {', '.join(known)}")
 
 
 class Linear(nnx.Module):
@@ -58,16 +75,21 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Maps the last axis."""
-        dtype = self.numerics.compute_dtype
+        return self.sums(x).astype(self.numerics.compute_dtype)
+
+    def sums(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """Maps the last axis; in ``accumulation_dtype``."""
+        dtype, wide = self.numerics.compute_dtype, self.numerics.accumulation_dtype
         y = jnp.einsum(
             "...i,io->...o",
             x,
             self.kernel[...].astype(dtype),
             precision=self.numerics.matmul_precision,
+            preferred_element_type=wide,
         )
-        if self.bias is None:
-            return y
-        return y + jnp.broadcast_to(self.bias[...].astype(dtype), y.shape)
+        if self.bias is not None:
+            y = y + jnp.broadcast_to(self.bias[...].astype(wide), y.shape)
+        return y
 
 
 class LayerNorm(nnx.Module):
@@ -154,10 +176,15 @@ class Trunk(nnx.Module):
         """Final norm and head: float32 scores of classes, or of the vocabulary."""
         normal = self.final_norm(hidden)
         if self.head is not None:
-            return self.head(normal).astype(jnp.float32)
-        table = self.embed.embedding[...].astype(self.numerics.compute_dtype)
-        precision = self.numerics.matmul_precision
-        return jnp.einsum("...d,vd->...v", normal, table, precision=precision).astype(jnp.float32)
+            return self.head.sums(normal).astype(jnp.float32)
+        scores = jnp.einsum(
+            "...d,vd->...v",
+            normal,
+            self.embed.embedding[...].astype(self.numerics.compute_dtype),
+            precision=self.numerics.matmul_precision,
+            preferred_element_type=self.numerics.accumulation_dtype,
+        )
+        return scores.astype(jnp.float32)
 
 
 def rotary_frequencies(rotary_dims: int, theta: float) -> Float[np.ndarray, " half"]:

@@ -1,7 +1,7 @@
 """`load_victim`: from the name of a model to something that can be asked and attacked."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -11,15 +11,13 @@ from robustjax.models.hf_load import load_hugging_face, read_hugging_face_config
 from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import find_model, load_model
 from robustjax.models.port import ModelConfig
-from robustjax.models.registry import POINTS
-from robustjax.models.transformer import Definition
+from robustjax.models.registry import POINTS, layer_loop
+from robustjax.models.transformer import Definition, Remat
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
 _FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
 _TORCH_FILES = ["pytorch_model*.bin"]
-_SCAN_FROM_LAYERS = 13
-"""More layers than this many less one run under `lax.scan`: unrolled they compile slowly."""
 
 
 def load_victim(
@@ -34,6 +32,7 @@ def load_victim(
     batch_size: int = 32,
     head: Literal["classifier", "lm"] = "classifier",
     strict: bool = False,
+    remat: Remat | None = None,
 ) -> Victim:
     """Loads a model with its tokenizer.
 
@@ -50,6 +49,8 @@ def load_victim(
         batch_size: texts that `Victim.logits` scores at once.
         head: `"lm"` keeps the language-model head.
         strict: refuses a model without that head.
+        remat: what training computes again in the backward pass; None takes what the scaling point
+            says, or what suits the size of the model.
 
     Raises:
         UserError: there is no such model, it cannot be reached, or its files are not what they
@@ -63,7 +64,7 @@ def load_victim(
     name, point = str(path_or_point), POINTS.get(str(path_or_point))
     ours = find_model(Path(path_or_point).expanduser())
     if ours is not None and point is None:
-        victim = load_model(ours, mesh, rules, numerics, batch_size)
+        victim = load_model(ours, mesh, rules, numerics, batch_size, remat)
         _check_head(ours, victim.definition, head, num_classes)
         return victim
     folder = find_folder(name, revision)
@@ -73,7 +74,7 @@ def load_victim(
         head=head,
         num_classes=num_classes,
         numerics=numerics,
-        scanned=is_scanned(name, config),
+        **layers_of(name, config) | ({} if remat is None else {"remat": remat}),
     )
     tokenizer = Tokenizer.load(folder)
     params = load_hugging_face(folder, definition, mesh, rules, seed=seed, strict=strict)
@@ -81,10 +82,12 @@ def load_victim(
     return Victim(name, family, definition, params, tokenizer, mesh, rules, batch_size)
 
 
-def is_scanned(path_or_point: str, config: ModelConfig) -> bool:
-    """Whether a model's layers run under `lax.scan`: as its scaling point says, else many do."""
+def layers_of(path_or_point: str, config: ModelConfig) -> dict[str, Any]:
+    """How layers are run, as fields of `Definition`: as the scaling point says, if it is one."""
     point = POINTS.get(path_or_point)
-    return config.layers >= _SCAN_FROM_LAYERS if point is None else point.scanned
+    if point is None:
+        return layer_loop(config)
+    return {"scanned": point.scanned, "remat": point.remat}
 
 
 def find_folder(

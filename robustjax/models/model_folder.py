@@ -17,7 +17,7 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.architectures import port_of_model_type
 from robustjax.models.layers import Numerics
-from robustjax.models.transformer import Definition, Params
+from robustjax.models.transformer import Definition, Params, Remat
 from robustjax.models.victim import Victim, param_shardings
 from robustjax.runtime.checkpoint import iterate_params, load_metadata, load_params, save_params
 from robustjax.runtime.mesh import AxisRules
@@ -33,6 +33,7 @@ def save_model(folder: Path, victim: Victim) -> None:
         "head": definition.head,
         "num_classes": definition.num_classes,
         "scanned": definition.scanned,
+        "remat": definition.remat,
         "param_dtype": definition.numerics.param_dtype,
         "config": definition.port.config_to_hugging_face(definition.config),
     }
@@ -53,6 +54,7 @@ def load_model(
     rules: AxisRules,
     numerics: Numerics | None = None,
     batch_size: int = 32,
+    remat: Remat | None = None,
 ) -> Victim:
     """Loads what `save_model` saved.
 
@@ -62,6 +64,7 @@ def load_model(
         rules: how named axes are split over the mesh.
         numerics: number formats; weights saved in another type are converted. None keeps that type.
         batch_size: texts that `Victim.logits` scores at once.
+        remat: what training computes again in the backward pass; None keeps what was saved.
 
     Raises:
         UserError: the folder is damaged, or holds something else.
@@ -75,7 +78,7 @@ def load_model(
     return Victim(
         saved["name"],
         saved["family"],
-        dataclasses.replace(stored, numerics=numerics),
+        dataclasses.replace(stored, numerics=numerics, remat=remat or stored.remat),
         params,
         Tokenizer.load(folder),
         mesh,
@@ -110,4 +113,5 @@ def _stored_definition(folder: Path, saved: dict[str, Any]) -> Definition:
         num_classes=saved["num_classes"],
         numerics=Numerics(param_dtype=saved["param_dtype"]),
         scanned=saved["scanned"],
+        remat=saved["remat"],
     )

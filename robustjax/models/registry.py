@@ -7,11 +7,13 @@ learning rate, mesh) stands in ``configs/points.py``.
 """
 
 import dataclasses
+from typing import Any
 
 from robustjax.errors import UserError
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.port import ModelConfig
 from robustjax.models.qwen2 import Qwen2Config
+from robustjax.models.transformer import Definition, Remat, count_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ScalingPoint:
         hub_name: where the published weights are; empty when the point is trained from scratch.
         scanned: whether layers run under ``lax.scan`` (compile time of many layers) or unrolled
             (speed of small passes).
+        remat: what training computes again in the backward pass to save memory.
     """
 
     name: str
@@ -34,6 +37,25 @@ class ScalingPoint:
     classifier_params: int
     hub_name: str = ""
     scanned: bool = False
+    remat: Remat = "none"
+
+
+def layer_loop(config: ModelConfig) -> dict[str, Any]:
+    """How layers are run, as fields of `Definition`, where no scaling point says otherwise.
+
+    More than a dozen layers compile slowly unrolled. Such models are also large enough to be short
+    of memory in training; from two billion weights on, short of it in earnest.
+    """
+    if config.layers <= 12:
+        return {"scanned": False, "remat": "none"}
+    is_large = count_params(Definition(config)) >= 2_000_000_000
+    return {"scanned": True, "remat": "blocks" if is_large else "dots"}
+
+
+def _point(
+    name: str, family: str, config: ModelConfig, classifier_params: int, hub_name: str
+) -> ScalingPoint:
+    return ScalingPoint(name, family, config, classifier_params, hub_name, **layer_loop(config))
 
 
 def _pythia(
@@ -41,9 +63,7 @@ def _pythia(
 ) -> ScalingPoint:
     config = GPTNeoXConfig(vocab=vocab, width=width, layers=layers, heads=heads, hidden=4 * width)
     name = f"pythia-{size}"
-    return ScalingPoint(
-        name, "pythia", config, classifier_params, f"EleutherAI/{name}", scanned=layers > 12
-    )
+    return _point(name, "pythia", config, classifier_params, f"EleutherAI/{name}")
 
 
 def _qwen(
@@ -73,16 +93,13 @@ def _qwen(
     instruct = dataclasses.replace(config, norm_epsilon=1e-6)
     hub_name = f"Qwen/Qwen2.5-{size.upper()}"
     return (
-        ScalingPoint(
-            f"qwen2.5-{size}", "qwen2.5", config, classifier_params, hub_name, scanned=True
-        ),
-        ScalingPoint(
+        _point(f"qwen2.5-{size}", "qwen2.5", config, classifier_params, hub_name),
+        _point(
             f"qwen2.5-{size}-instruct",
             "qwen2.5-chat",
             instruct,
             classifier_params,
             f"{hub_name}-Instruct",
-            scanned=True,
         ),
     )
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from robustjax.errors import UserError
-from robustjax.models.safetensors_file import open_safetensors, write_safetensors
+from robustjax.models.safetensors_file import write_safetensors
 
 _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -24,15 +24,16 @@ _SINGLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 def bin_files(folder: Path) -> list[Path]:
     """The weight files of a folder as torch saved them, in order; none if there are none."""
     if (folder / _INDEX).is_file():
-        names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        try:
+            names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / _INDEX} has no weight_map; fetch it again") from error
     return [folder / _SINGLE] if (folder / _SINGLE).is_file() else []
 
 
 def convert(folder: Path, target: Path) -> None:
-    """Writes the tensors of all files as safetensors with an index.
-
-    Files that are there already are kept: each appears under its name when it is whole.
+    """Writes the tensors of all files as safetensors with an index; replaces what is there.
 
     Raises:
         UserError: torch is not installed, or a file holds something else than tensors.
@@ -46,16 +47,13 @@ def convert(folder: Path, target: Path) -> None:
     weight_map: dict[str, str] = {}
     for number, path in enumerate(files, start=1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        if not (target / name).is_file():
-            tensors = _read(torch, path)
-            partial = target / f"{name}.partial"
-            write_safetensors(
-                partial,
-                {key: (tuple(one.shape), _dtype(torch, one)) for key, one in tensors.items()},
-                lambda key, tensors=tensors: _to_numpy(torch, tensors[key]),  # type: ignore[misc]
-            )
-            partial.replace(target / name)
-        weight_map |= dict.fromkeys(open_safetensors(target / name).tensors, name)
+        tensors = _read(torch, path)
+        write_safetensors(
+            target / name,
+            {key: (tuple(one.shape), _dtype(torch, one)) for key, one in tensors.items()},
+            lambda key, tensors=tensors: _to_numpy(torch, tensors[key]),  # type: ignore[misc]
+        )
+        weight_map |= dict.fromkeys(tensors, name)
         print(f"{path.name}: {number} of {len(files)} files", file=sys.stderr)
     index = {"metadata": {}, "weight_map": weight_map}
     (target / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
@@ -92,12 +90,12 @@ def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> int:
-    """The command; a mistake of the user's is one line on stderr and status 2."""
+    """The command; a mistake of the user's is one line on stdout and status 2."""
     folder, target = map(Path, arguments)
     try:
         convert(folder, target)
     except UserError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(" ".join(str(error).split()))
         return 2
     return 0
 

@@ -26,6 +26,15 @@ from robustjax.models.port import TRUNK_AXES, ModelConfig, Port
 
 Params = dict[str, Any]
 
+Remat = Literal["none", "dots", "blocks"]
+"""What a training step keeps of its forward pass for the backward pass: everything; of the blocks
+only the products with weights; only what goes into each block. The rest is computed again."""
+
+_KEEP = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
@@ -37,7 +46,8 @@ class Definition:
         num_classes: classes of a classifier head (unused for ``lm``).
         numerics: number formats.
         scanned: whether layers run under ``lax.scan`` over stacked weights.
-        remat: whether training recomputes each block's activations in the backward pass.
+        remat: what training computes again in the backward pass to save memory. Attacks compute
+            nothing again: the few tokens they run leave little to keep.
     """
 
     config: ModelConfig
@@ -45,7 +55,7 @@ class Definition:
     num_classes: int = 2
     numerics: Numerics = Numerics()
     scanned: bool = False
-    remat: bool = False
+    remat: Remat = "none"
 
     @property
     def port(self) -> Port:
@@ -218,12 +228,19 @@ def apply(
     """
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)[:, None]
     x = embed(definition, params, tokens)[:, None]
-    if definition.head == "lm":
-        hidden = forward(definition, params, x, positions, mask[:, None])
-        return project(definition, params, hidden[:, 0])
-    read = last_real(mask)[:, None, None]
-    hidden = forward(definition, params, x, positions, mask[:, None], read=read)
-    return project(definition, params, hidden[:, 0, 0])
+    is_lm = definition.head == "lm"
+    hidden, _ = _run(
+        definition,
+        params,
+        x,
+        positions,
+        mask[:, None],
+        (),
+        read=None if is_lm else last_real(mask)[:, None, None],
+        last_keys_only=False,
+        remat=definition.remat,
+    )
+    return project(definition, params, hidden[:, 0] if is_lm else hidden[:, 0, 0])
 
 
 def _run(
@@ -236,6 +253,7 @@ def _run(
     *,
     read: Array | None,
     last_keys_only: bool,
+    remat: Remat = "none",
 ) -> tuple[Array, tuple[Any, Any]]:
     """The layer loop: all blocks but the last in one way, the last only where it is read."""
     width = x.shape[2]
@@ -247,8 +265,9 @@ def _run(
     def middle(x: Array, weights: Params, contexts: Sequence[Context]) -> tuple[Array, Any]:
         return _block(definition, weights)(x, positions, own_mask, contexts, None)
 
-    if definition.remat:
-        middle = jax.checkpoint(middle)
+    if remat != "none":
+        # A scan's body is compiled once as it stands, so nothing has to keep the two passes apart.
+        middle = jax.checkpoint(middle, policy=_KEEP[remat], prevent_cse=not definition.scanned)
 
     if definition.scanned:
         stacked = jax.tree.map(lambda leaf: leaf[:last], params["blocks"])

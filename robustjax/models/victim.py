@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,12 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_shardings
+from robustjax.runtime.progress import Progress
 
 BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Widths that token rows are padded to: few shapes, hence few compilations."""
+_PATIENCE_SECONDS = 3.0
+"""How long scoring may take before it shows its progress."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,41 +84,35 @@ class Victim:
         """Places arrays on every device of the mesh."""
         return jax.device_put(tree, replicated(self.mesh))
 
-    def logits(
-        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
-    ) -> Float[np.ndarray, "M N"]:
-        """Class scores of texts, read whole.
+    def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "M N"]:
+        """Class scores of texts, read whole, in length buckets; shows progress if it takes long.
 
         Args:
             texts: the prompts.
-            progress: called with the number of texts done so far.
 
         Raises:
             UserError: for a text that is empty or longer than the context.
         """
-        return self.logits_of_ids(self.tokenizer.encode(list(texts)), progress)
+        return self.logits_of_ids(self.tokenizer.encode(list(texts)))
 
-    def logits_of_ids(
-        self, rows: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
-    ) -> Float[np.ndarray, "M N"]:
+    def logits_of_ids(self, rows: Sequence[Sequence[int]]) -> Float[np.ndarray, "M N"]:
         """Class scores of token rows; see ``logits``."""
         if self.definition.head != "classifier":
             raise UserError(f"model {self.name} has a language-model head, not a classifier's")
         check_lengths(rows, self.context)
         out = np.zeros((len(rows), self.definition.num_classes), np.float32)
-        done = 0
-        for width, members in group_by_bucket([len(row) for row in rows], BUCKET_EDGES).items():
-            for start in range(0, len(members), self.batch_size):
-                chosen = members[start : start + self.batch_size]
-                filler = [chosen[-1]] * (self.batch_size - len(chosen))
-                ids, mask = pad_rows(
-                    [rows[i] for i in [*chosen, *filler]], width, self.tokenizer.pad_id
-                )
-                scores = apply(self.definition, self.params, *self.put_examples((ids, mask)))
-                out[chosen] = np.asarray(scores)[: len(chosen)]
-                done += len(chosen)
-                if progress is not None:
-                    progress(done)
+        buckets = group_by_bucket([len(row) for row in rows], BUCKET_EDGES)
+        with Progress(len(rows), "logits", "texts", patience=_PATIENCE_SECONDS) as progress:
+            for width, members in buckets.items():
+                for start in range(0, len(members), self.batch_size):
+                    chosen = members[start : start + self.batch_size]
+                    filler = [chosen[-1]] * (self.batch_size - len(chosen))
+                    ids, mask = pad_rows(
+                        [rows[i] for i in [*chosen, *filler]], width, self.tokenizer.pad_id
+                    )
+                    scores = apply(self.definition, self.params, *self.put_examples((ids, mask)))
+                    out[chosen] = np.asarray(scores)[: len(chosen)]
+                    progress.advance(len(chosen))
         return out
 
 

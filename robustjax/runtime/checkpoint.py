@@ -5,6 +5,9 @@ last and lists every array, and every file with its size and CRC-32. A folder wi
 a kill and counts for nothing; one that no longer matches it is damaged, and the checkpoint before
 it is used. The same works on a local disk and in an object store, which has no atomic rename of
 folders.
+
+A run's checkpoints are written while it goes on: `Checkpoints.save` returns as soon as the arrays
+may change again.
 """
 
 import contextlib
@@ -12,12 +15,16 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -40,9 +47,13 @@ class _DamagedError(Exception):
     """A checkpoint is torn, or its files are not those that were written."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Checkpoints:
-    """The checkpoints of one training run, in numbered folders.
+    """The checkpoints of one training run, in numbered folders; a context manager.
+
+    Leaving it waits for the checkpoint that is being written, also when the run was stopped by an
+    error or by the user. After a run that ended well it also deletes what a kill left behind (an
+    older step, whole or in parts).
 
     Attributes:
         folder: where they are, local or `gs://`.
@@ -52,15 +63,36 @@ class Checkpoints:
 
     folder: StrPath
     keep: int = 1
+    _writing: "_Write | None" = dataclasses.field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.keep < 1:
             raise UserError(f"checkpoints: keep is {self.keep}; keep at least 1")
 
-    def save(self, step: int, arrays: PyTree, metadata: dict[str, Any]) -> None:
-        """Saves a step, then deletes the ones no longer kept.
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-        Steps after `step` are deleted too: they are leftovers from before a fall-back.
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            if self._writing is not None:
+                self._writing.finish()  # without the others, which may not come here
+            return
+        latest = self.latest_step()
+        if latest is not None and distributed.is_primary():
+            self._prune(latest)
+
+    def save(self, step: int, arrays: PyTree, metadata: dict[str, Any]) -> None:
+        """Begins to save a step, and to delete the ones no longer kept once it is saved.
+
+        Returns when arrays and metadata may be changed, deleted or donated; the files are written
+        meanwhile.
+        Waits for the save before, whose failure, if it failed, is raised here. Steps after `step`
+        are deleted too: they are leftovers from before a fall-back.
 
         Args:
             step: number of the step, >= 0.
@@ -72,30 +104,29 @@ class Checkpoints:
         """
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        _write(self._step_folder(step), arrays, metadata)
-        self._prune(step)
+        self.wait()
+        self._writing = _Write(
+            self._step_folder(step), _copies(arrays), metadata, lambda: self._prune(step)
+        )
 
-    def tidy(self) -> None:
-        """Deletes what `save` would have deleted: for the end of a run that was killed on the way.
-
-        A kill right after the last save can leave an older step, whole or in parts.
-        """
-        latest = self.latest_step()
-        if latest is not None:
-            self._prune(latest)
+    def wait(self) -> None:
+        """Waits until what `save` began is done; raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.wait()
 
     def _prune(self, newest: int) -> None:
-        if distributed.is_primary():
-            whole = [step for step in self._whole_steps() if step <= newest]
-            for name in self._step_names():
-                if int(name) not in whole[-self.keep :]:
-                    folder = epath.Path(self.folder) / name
-                    (folder / _COMPLETE).unlink(missing_ok=True)  # in parts it must not look whole
-                    folder.rmtree()
-        distributed.barrier("checkpoint_pruned")
+        """Deletes all but the newest whole steps; the primary process does it."""
+        whole = [step for step in self._whole_steps() if step <= newest]
+        for name in self._step_names():
+            if int(name) not in whole[-self.keep :]:
+                folder = epath.Path(self.folder) / name
+                (folder / _COMPLETE).unlink(missing_ok=True)  # in parts it must not look whole
+                folder.rmtree()
 
     def latest_step(self) -> int | None:
         """The newest step that was saved to the end, or None."""
+        self.wait()
         steps = self._whole_steps()
         return steps[-1] if steps else None
 
@@ -114,6 +145,7 @@ class Checkpoints:
         Raises:
             UserError: there is none, it is damaged, or its arrays differ from `like`.
         """
+        self.wait()
         steps = self._steps()[::-1] if step is None else [step]
         for candidate in steps:
             folder = self._step_folder(candidate)
@@ -153,14 +185,16 @@ class Checkpoints:
 
 
 def save_params(folder: StrPath, params: PyTree, metadata: dict[str, Any]) -> None:
-    """Saves a finished model. Replaces a model in that folder; other files there are left alone.
+    """Saves a finished model, and returns when it is on the disk.
+
+    Replaces a model in that folder; other files there are left alone.
 
     Args:
         folder: where to.
         params: as `arrays` of `Checkpoints.save`.
         metadata: what JSON can hold.
     """
-    _write(epath.Path(folder), params, metadata)
+    _Write(epath.Path(folder), params, metadata).wait()
 
 
 def load_params(folder: StrPath, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
@@ -197,11 +231,9 @@ def iterate_params(folder: StrPath, like: PyTree) -> Iterator[tuple[str, Any]]:
     """
     folder, wanted = epath.Path(folder), _named_leaves(like)
     try:
-        marker = _read_marker(folder)
-        _check_files(folder, marker["files"])
+        _check(folder, wanted)
     except _DamagedError as error:
         raise UserError(f"model {folder}: {error}; save or download it again") from error
-    _check_arrays(folder, marker["arrays"], wanted)
     for name, leaf in wanted.items():
         yield name, _restore(folder, {name: leaf})[name]
 
@@ -216,45 +248,89 @@ def load_metadata(folder: StrPath) -> dict[str, Any]:
     return read_json(epath.Path(folder) / _METADATA)
 
 
-def _write(folder: epath.Path, arrays: PyTree, metadata: dict[str, Any]) -> None:
-    named = _named_leaves(arrays)
-    try:
-        json.dumps(metadata, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint metadata: {error}; put numbers that may be infinite, and arrays, "
-            "into the tree of arrays"
-        ) from error
-    if distributed.is_primary():
-        # The marker goes first: a kill in between leaves a torn checkpoint, not a mixed one.
-        (folder / _COMPLETE).unlink(missing_ok=True)
-        if (folder / _ARRAYS).exists():
-            (folder / _ARRAYS).rmtree()
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.barrier("checkpoint_cleared")
-    saveable = {
-        name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        for name, leaf in named.items()
-        if leaf.size  # Orbax refuses empty arrays; the marker says enough to make them again
-    }
-    if saveable:  # and an empty tree
-        with _quiet():
-            _checkpointer().save(_absolute(folder / _ARRAYS), args=ocp.args.PyTreeSave(saveable))
-    if distributed.is_primary():
-        write_json(folder / _METADATA, metadata)
-        marker = {
-            "arrays": {name: _signature(leaf) for name, leaf in named.items()},
-            "files": _fingerprints(folder),
+class _Write:
+    """A folder that is being written, in a thread of its own; every process has to make one.
+
+    Args:
+        folder: where to.
+        arrays: must not change before `wait` returns.
+        metadata: what JSON can hold; may change.
+        and_then: what the primary process does in that thread when all is on the disk.
+    """
+
+    def __init__(
+        self,
+        folder: epath.Path,
+        arrays: PyTree,
+        metadata: dict[str, Any],
+        and_then: Callable[[], None] = lambda: None,
+    ):
+        self._folder, self._and_then = folder, and_then
+        named = _named_leaves(arrays)
+        try:
+            self._metadata = json.loads(json.dumps(metadata, allow_nan=False))  # as it is now
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint metadata: {error}; put numbers that may be infinite, and arrays, "
+                "into the tree of arrays"
+            ) from error
+        if distributed.is_primary():
+            # The marker goes first: a kill in between leaves a torn checkpoint, not a mixed one.
+            (folder / _COMPLETE).unlink(missing_ok=True)
+            if (folder / _ARRAYS).exists():
+                (folder / _ARRAYS).rmtree()
+            folder.mkdir(parents=True, exist_ok=True)
+        distributed.barrier("checkpoint_cleared")
+        self._signatures = {name: _signature(leaf) for name, leaf in named.items()}
+        saveable = {
+            name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+            for name, leaf in named.items()
+            if leaf.size  # Orbax refuses empty arrays; the marker says enough to make them again
         }
-        write_json(folder / _COMPLETE, marker | {"crc32": _crc32_of_json(marker)})
-    distributed.barrier("checkpoint_complete")
+        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        if saveable:  # and an empty tree
+            self._checkpointer.save(_absolute(folder / _ARRAYS), args=ocp.args.PyTreeSave(saveable))
+        self._done: Future[None] = _WRITER.submit(self._complete)
+
+    def _complete(self) -> None:
+        # Orbax's part ends when those of all processes do, so what follows needs no barrier.
+        self._checkpointer.close()
+        if distributed.is_primary():
+            write_json(self._folder / _METADATA, self._metadata)
+            marker = {"arrays": self._signatures, "files": _fingerprints(self._folder)}
+            write_json(self._folder / _COMPLETE, marker | {"crc32": _crc32_of_json(marker)})
+            self._and_then()
+
+    def finish(self) -> None:
+        """Returns when this process has done its part; raises what went wrong with it."""
+        self._done.result()
+
+    def wait(self) -> None:
+        """Returns when the folder is whole, in all processes; raises what went wrong."""
+        self.finish()
+        distributed.barrier("checkpoint_complete")
+
+
+_WRITER = ThreadPoolExecutor(1, "checkpoint")
+
+
+def _copies(tree: PyTree) -> PyTree:
+    """Leaves that stay as they are when the originals are changed or donated.
+
+    Orbax copies NumPy arrays, and arrays of an accelerator, before it returns; but of a JAX array
+    on a CPU it writes the very memory.
+    """
+
+    def copy(leaf: Any) -> Any:
+        is_on_cpu = isinstance(leaf, jax.Array) and jax.default_backend() == "cpu"
+        return jnp.copy(leaf) if is_on_cpu else leaf
+
+    return jax.tree.map(copy, tree)
 
 
 def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    marker = _read_marker(folder)
-    _check_files(folder, marker["files"])
     wanted = _named_leaves(like)
-    _check_arrays(folder, marker["arrays"], wanted)
+    _check(folder, wanted)
     restored = _restore(folder, wanted)
     leaves = [
         restored[name][()] if isinstance(leaf, np.generic) else restored[name]
@@ -262,6 +338,13 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     ]
     tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return tree, read_json(folder / _METADATA)
+
+
+def _check(folder: epath.Path, wanted: dict[str, Any]) -> None:
+    """Checks that a folder is whole and holds these arrays."""
+    marker = _read_marker(folder)
+    _check_files(folder, marker["files"])
+    _check_arrays(folder, marker["arrays"], wanted)
 
 
 def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -273,37 +356,28 @@ def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in item.values())
         limit = max(_RESTORED_AT_ONCE_GB, 1.001 * largest / 1e9)
         arguments = {name: _restore_args(leaf) for name, leaf in item.items()}
-        with _quiet():
-            restored |= _checkpointer(restore_concurrent_gb=limit).restore(
-                _absolute(folder / _ARRAYS),
-                args=ocp.args.PyTreeRestore(
-                    item=item, restore_args=arguments, partial_restore=True
-                ),
-            )
+        restored |= ocp.Checkpointer(_handler(restore_concurrent_gb=limit)).restore(
+            _absolute(folder / _ARRAYS),
+            args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
+        )
     return restored
 
 
-def _checkpointer(**options: Any) -> ocp.Checkpointer:
-    # Synchronous, since a step reported as saved has to be on disk. OCDBT puts all arrays into a
-    # few files: for 65 small arrays about 0.14 s a save, against 0.25 s with a folder for each.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, **options))
+def _handler(**options: Any) -> ocp.PyTreeCheckpointHandler:
+    logging.getLogger("absl").addFilter(_is_worth_showing)  # once: a set by identity
+    # OCDBT puts all arrays into a few files: for 65 small arrays about 0.14 s a save, against
+    # 0.25 s with a folder for each.
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, **options)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """Keeps Orbax's notes on its own progress out of the run's output; failures are exceptions."""
+    return "orbax" not in pathlib.PurePath(record.pathname).parts or record.levelno >= logging.ERROR
 
 
 def _absolute(path: epath.Path) -> epath.Path:
     """What Orbax asks for; an object store's path is absolute as it stands."""
     return path if is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's notes on its own progress out of the run's output; failures are exceptions."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

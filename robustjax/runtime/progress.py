@@ -66,6 +66,7 @@ class Progress:
         done: where the work starts; more than 0 when resuming. The rate counts new work only.
         stream: where to print, stderr by default.
         min_interval: least seconds between two prints.
+        patience: work that takes no more seconds than this shows nothing.
         enabled: False prints nothing (processes other than the primary one).
         clock: seconds from any origin; for tests.
     """
@@ -79,6 +80,7 @@ class Progress:
         done: int = 0,
         stream: Stream | None = None,
         min_interval: float | None = None,
+        patience: float = 0.0,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -92,6 +94,7 @@ class Progress:
         self._is_tty = self._stream.isatty()
         default = _TTY_INTERVAL_SECONDS if self._is_tty else _LOG_INTERVAL_SECONDS
         self._min_interval = default if min_interval is None else min_interval
+        self._patience = patience
         self._enabled = enabled
         self._clock = clock
         self._started = self._last_print = clock()
@@ -136,7 +139,7 @@ class Progress:
         return ", ".join(parts)
 
     def _print(self, last: bool) -> None:
-        if not self._enabled:
+        if not self._enabled or self._clock() - self._started < self._patience:
             return
         self._last_print = self._clock()
         line = self.line()

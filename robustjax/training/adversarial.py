@@ -139,6 +139,7 @@ def train_adversarially(
     watch = Stopwatch()
     with (
         watch.measure("seconds"),
+        checkpoints,
         MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
         Progress(config.num_rounds, label, unit="rounds", done=done) as progress,
     ):
@@ -146,24 +147,11 @@ def train_adversarially(
             current = victim.with_params(state.params)
             here = round_folder(folder, number)
             here.mkdir(parents=True, exist_ok=True)
-            chosen = choose_to_attack(
-                len(clean), config.examples_per_round, round_rng(seed, number, "attack")
-            )
             attack = dataclasses.replace(
                 config.attack,
                 num_iterations=config.schedule.iterations(number - 1, config.num_rounds),
             )
-            found, _ = attack_examples(
-                current,
-                [clean[i] for i in chosen],
-                task.chunk_kinds,
-                attack,
-                seed=seed,
-                config=config.search,
-                only_correct=False,
-                path=here / "attack_records.jsonl",
-                label=f"round {number} {attack.name}",
-            )
+            found = _attack_round(current, task, clean, config, attack, number, seed, here)
             new = _attacked(found)
             pool += new
             losses = np.concatenate([losses, np.full(len(new), np.inf)])
@@ -177,31 +165,24 @@ def train_adversarially(
             losses[sources[from_pool]] = seen[from_pool]
 
             hardened = victim.with_params(state.params)
-            flops_attack = sum(record.flops_algorithmic for record in found)
+            entry = {
+                "round": number,
+                "attack_iterations": attack.num_iterations,
+                "attack_successes": sum(record.success for record in new),
+                "num_attacked": len(new),
+                "num_failures": len(found) - len(new),
+                "num_adversarial": int(from_pool.sum()),
+                "num_clean": int((~from_pool).sum()),
+                "pool_size": len(pool),
+                "train_loss": mean_loss,
+                "accuracy": accuracy(hardened, task.split("validation")),
+            }
             flops_train = config.train.epochs * trainer.algorithmic_flops()
-            before = rounds[-1]["flops_total"] if rounds else 0
-            rounds.append(
-                {
-                    "round": number,
-                    "attack_iterations": attack.num_iterations,
-                    "attack_successes": sum(record.success for record in new),
-                    "num_attacked": len(new),
-                    "num_failures": len(found) - len(new),
-                    "num_adversarial": int(from_pool.sum()),
-                    "num_clean": int((~from_pool).sum()),
-                    "pool_size": len(pool),
-                    "flops_attack": flops_attack,
-                    "flops_train": flops_train,
-                    "flops_total": before + flops_attack + flops_train,
-                    "train_loss": mean_loss,
-                    "accuracy": accuracy(hardened, task.split("validation")),
-                }
-            )
+            rounds.append(entry | _compute(rounds, found, flops_train))
             save_model(here / "model", hardened)
             saved_losses = [None if np.isinf(x) else float(x) for x in losses]
             checkpoints.save(number, state, {"rounds": rounds, "losses": saved_losses})
             progress.advance(note=f"accuracy {rounds[-1]['accuracy']:.3f}")
-    checkpoints.tidy()
     watch.write(folder)
     summary = {
         "kind": "advtrain",
@@ -211,6 +192,46 @@ def train_adversarially(
         "rounds": rounds,
     }
     return victim.with_params(state.params), summary
+
+
+def _attack_round(
+    victim: Victim,
+    task: Task,
+    clean: tuple[Example, ...],
+    config: AdversarialConfig,
+    attack: Attack,
+    number: int,
+    seed: int,
+    folder: Path,
+) -> list[AttackRecord]:
+    """Attacks a round's choice of clean examples, also those that are answered wrongly."""
+    rng = round_rng(seed, number, "attack")
+    chosen = choose_to_attack(len(clean), config.examples_per_round, rng)
+    found, _ = attack_examples(
+        victim,
+        [clean[i] for i in chosen],
+        task.chunk_kinds,
+        attack,
+        seed=seed,
+        config=config.search,
+        only_correct=False,
+        path=folder / "attack_records.jsonl",
+        label=f"round {number} {attack.name}",
+    )
+    return found
+
+
+def _compute(
+    rounds: list[dict[str, Any]], found: list[AttackRecord], flops_train: int
+) -> dict[str, int]:
+    """Algorithmic FLOPs of a round, and of all rounds up to it."""
+    flops_attack = sum(record.flops_algorithmic for record in found)
+    before = rounds[-1]["flops_total"] if rounds else 0
+    return {
+        "flops_attack": flops_attack,
+        "flops_train": flops_train,
+        "flops_total": before + flops_attack + flops_train,
+    }
 
 
 def _attacked(found: list[AttackRecord]) -> list[AttackRecord]:

@@ -15,7 +15,7 @@ from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import accuracy
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime.checkpoint import Checkpoints, load_params
+from robustjax.runtime.checkpoint import Checkpoints
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
 from robustjax.training.loop import LabelledRows, TrainConfig, Trainer, start
@@ -98,6 +98,7 @@ def finetune(
     watch = Stopwatch()
     with (
         watch.measure("seconds"),
+        checkpoints,
         MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
         Progress(per_epoch * epochs, label, done=done) as progress,
     ):
@@ -129,7 +130,6 @@ def finetune(
             share = accuracy(trained, task.split("validation"))
             log.write(base + per_epoch, {"epoch": epoch + 1, "validation_accuracy": share})
             checkpoints.save(base + per_epoch, state, {})
-    checkpoints.tidy()
     trained = victim.with_params(state.params)
     save_model(folder / "model", trained)
     accuracies = [
@@ -150,9 +150,3 @@ def finetune(
     }
     watch.write(folder)
     return trained, summary
-
-
-def load_trained(victim: Victim, folder: Path) -> Victim:
-    """The victim with the weights that a run saved in ``folder/model``."""
-    params, _ = load_params(folder / "model", like=victim.params)
-    return victim.with_params(params)

@@ -50,7 +50,13 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs)
     params = jax.tree.map(jnp.copy, victim.params)
     # Fresh moments depend on no input: unless told where to go, they would all be on one device.
     shardings = state_shardings(optimizer, params, otherwise=replicated(victim.mesh))
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    dtype = victim.definition.numerics.accumulation_dtype
+
+    def begin(params: Params) -> Any:
+        # Moments are of the type of the gradients, which narrow weights need not be of.
+        return optimizer.init(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+    opt_state = jax.jit(begin, out_shardings=shardings)(params)
     return TrainState(params, opt_state)
 
 
@@ -82,7 +88,10 @@ def make_train_step(
 def accumulate_gradients(
     definition: Definition, params: Params, batch: TrainBatch
 ) -> tuple[Params, Float[Array, "M B"]]:
-    """Gradient of the mean loss over all microbatches, and every row's loss."""
+    """Gradient of the mean loss over all microbatches, and every row's loss.
+
+    Gradients are summed up, and returned, in ``definition.numerics.accumulation_dtype``.
+    """
     total_weight = jnp.maximum(batch.weight.sum(), 1.0)
 
     def one(gradients: Params, micro: TrainBatch) -> tuple[Params, Array]:
@@ -92,9 +101,10 @@ def accumulate_gradients(
             return (rows * micro.weight).sum() / total_weight, rows
 
         new, rows = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(jnp.add, gradients, new), rows
+        return jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), gradients, new), rows
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    dtype = definition.numerics.accumulation_dtype
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=dtype), params)
     return jax.lax.scan(one, zeros, batch)
 
 

@@ -94,6 +94,39 @@ def test_mixed_types_become_the_type_that_holds_them_all(make_folder, tmp_path):
     np.testing.assert_array_equal(found[name], tensors[name])
 
 
+def test_buffers_do_not_decide_the_type(make_folder, tmp_path):
+    folder = make_folder(dtype="float16")
+    expected = tensors_of(folder)
+    path = min(folder.glob("*.safetensors"))
+    tensors, name = load_file(path), "gpt_neox.layers.0.attention.rotary_emb.inv_freq"
+    save_file(tensors | {name: np.ones(4, np.float32)}, path)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][name] = path.name
+    index.write_text(json.dumps(content))
+
+    back = convert(convert(folder, tmp_path / "ours"), tmp_path / "back")
+
+    assert tensors_of(back) == expected
+
+
+def test_what_would_lose_bits_is_refused(make_folder, tmp_path):
+    folder = make_folder()
+    path = min(folder.glob("*.safetensors"))
+    save_file({name: one.astype(np.float64) for name, one in load_file(path).items()}, path)
+
+    with pytest.raises(UserError, match="F64, which would lose bits"):
+        convert(folder, tmp_path / "ours")
+
+
+def test_a_source_that_is_no_model_leaves_no_target(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "no model"):
+        with pytest.raises(UserError):
+            convert(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_a_base_model_gets_a_head_when_asked(make_folder, tmp_path):
     folder = make_folder(head="lm")
 

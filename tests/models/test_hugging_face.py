@@ -1,6 +1,7 @@
 """Hugging Face folders in and out: nothing lost, nothing silently wrong. No torch needed."""
 
 import dataclasses
+import io
 import json
 import logging
 
@@ -21,6 +22,7 @@ from robustjax.models.hf_save import save_hugging_face
 from robustjax.models.loading import load_victim
 from robustjax.models.registry import POINTS
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
+from robustjax.runtime.progress import Progress
 from tests.models.tiny import CONFIGS, define, jit, make_params, relative_error
 
 RULES = AxisRules()
@@ -331,6 +333,17 @@ def test_load_victim(folder, tiny_tokenizer):
     ids, mask = pad_rows(loaded.tokenizer.encode(texts), 24, 0)
     expected = jit(transformer.apply)(loaded.definition, loaded.params, ids, mask)
     assert relative_error(got, expected) < 1e-5
+
+
+def test_scoring_many_texts_shows_progress(folder, capsys, monkeypatch):
+    loaded = robustjax.load_victim(folder, num_classes=3, batch_size=2)
+    texts = ["It rains.", "Win a prize " * 4, "a", "b", "c"]
+    loaded.logits(texts)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(victim, "_PATIENCE_SECONDS", 0.0)
+    with Progress(3, "study", unit="stages", stream=io.StringIO()):
+        loaded.logits(texts)
+    assert capsys.readouterr().err.startswith("study 1/3 | logits: 5/5 texts, ")
 
 
 def test_load_victim_as_a_language_model_needs_its_head(folder):

@@ -1,6 +1,7 @@
 """Every scaling point has exactly the parameters it is published with."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import pytest
@@ -74,3 +75,25 @@ def test_a_tied_head_is_not_counted_twice():
 def test_unknown_points_are_refused():
     with pytest.raises(UserError, match="pythia-13b.*known: .*pythia-12b"):
         scaling_point("pythia-13b")
+
+
+def test_the_readme_tells_what_the_registry_knows():
+    """Names, weights, sizes; the measured errors stand beside them."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.startswith(("| pythia", "| qwen"))]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    points = [point for point in POINTS.values() if point.family in ("pythia", "qwen2.5")]
+    assert len(rows) == len(points) == 17
+
+    def size(text):
+        number, unit = text.split()
+        return float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+
+    for row, point in zip(rows, points, strict=True):
+        name, weights, wide, narrow, compared, scores, gradients = row
+        count, layers = point.classifier_params, point.config.layers
+        assert (name, weights) == (point.name, f"{count:,}")
+        assert size(wide) == pytest.approx(4 * count, rel=0.005)
+        assert size(narrow) == pytest.approx(2 * count, rel=0.005)
+        assert compared in (f"{layers} of {layers}", f"2 of {layers}")
+        assert 0 < float(scores) < 1e-4 and 0 < float(gradients) < 1e-4

@@ -133,6 +133,28 @@ def test_damaged_files(content, message, make_folder, tmp_path):
         convert(folder, tmp_path / "ours", allow_torch_bin=True)
 
 
+def test_nothing_of_an_earlier_attempt_is_taken_over(make_folder, tmp_path):
+    folder = make_folder()
+    expected = tensors_of(folder)
+    to_torch(folder)
+    left = tmp_path / "ours" / "from_torch" / "model-00001-of-00001.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"another model's")
+
+    ours = convert(folder, tmp_path / "ours", allow_torch_bin=True)
+
+    assert tensors_of(convert(ours, tmp_path / "back")) == expected
+
+
+def test_an_index_that_makes_no_sense(make_folder, tmp_path):
+    folder = make_folder()
+    to_torch(folder, files=2)
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+
+    with pytest.raises(UserError, match="index.json has no weight_map"):
+        convert(folder, tmp_path / "ours", allow_torch_bin=True)
+
+
 def test_torch_that_is_not_installed(make_folder, tmp_path, monkeypatch):
     folder = make_folder()
     to_torch(folder)

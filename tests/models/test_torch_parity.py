@@ -8,21 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.models import gpt_neox, layers, qwen2, transformer
+from robustjax.models import gpt_neox, layers, qwen2
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.qwen2 import Qwen2Config
 from robustjax.models.registry import POINTS
 from robustjax.models.transformer import Definition
-from tests.models.tiny import (
-    CONFIGS,
-    VOCAB,
-    define,
-    jit,
-    make_params,
-    make_tokens,
-    relative_error,
-    seeded,
-)
+from tests.models.parity import compare, padded, realistic_params
+from tests.models.tiny import CONFIGS, VOCAB, define, make_params
 from tests.models.torch_twin import TorchTwin
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
@@ -63,70 +55,10 @@ MODELS = CONFIGS | {
 }
 
 
-def padded(side):
-    tokens, mask = make_tokens("parity", (14, 11, 5), 14)
-    if side == "left":
-        places = (jnp.arange(14)[None] + mask.sum(1)[:, None]) % 14
-        tokens, mask = (jnp.take_along_axis(array, places, 1) for array in (tokens, mask))
-    return tokens, mask
-
-
-def first_block(definition, params, tokens, mask):
-    one = dataclasses.replace(definition.config, layers=1)
-    weights = transformer.layer_params(definition, params, 0)
-    small = dataclasses.replace(definition, config=one, scanned=False)
-    params = params | {"blocks": transformer.join_layers(small, [weights])}
-    x = transformer.embed(small, params, tokens)[:, None]
-    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)[:, None]
-    return transformer.forward(small, params, x, positions, mask[:, None])[:, 0]
-
-
-def slopes(definition, params, tokens, mask, weights):
-    """Gradient of sum(weights * scores) with respect to the token embeddings."""
-    x = transformer.embed(definition, params, tokens)
-    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)[:, None]
-    read = transformer.last_real(mask)[:, None, None] if definition.head != "lm" else None
-
-    def combined(x):
-        hidden = transformer.forward(
-            definition, params, x[:, None], positions, mask[:, None], read=read
-        )
-        out = transformer.project(definition, params, hidden[:, 0])
-        return (out * jnp.reshape(weights, out.shape)).sum()
-
-    return jit(jax.grad(combined), static_argnums=())(x)
-
-
-def compare(definition, twin, params, tokens, mask):
-    """Relative errors of the first block, of the scores and of the gradient, at real tokens."""
-    real = np.asarray(mask)
-
-    def at_real(array):
-        array = np.asarray(array)
-        return array[real] if array.shape[:2] == real.shape else array
-
-    our_scores = jit(transformer.apply)(definition, params, tokens, mask)
-    weights = seeded("slopes", our_scores.shape).astype(np.float32)
-    if definition.head == "lm":
-        weights = np.where(real[..., None], weights, 0)
-    pairs = {
-        "block": (
-            jit(first_block)(definition, params, tokens, mask),
-            twin.first_block(tokens, mask),
-        ),
-        "scores": (our_scores, twin.scores(tokens, mask)),
-        "slopes": (
-            slopes(definition, params, tokens, mask, weights),
-            twin.slopes(tokens, mask, weights),
-        ),
-    }
-    return {name: relative_error(*map(at_real, pair)) for name, pair in pairs.items()}
-
-
 def check(errors):
     assert errors["block"] < MODULE_TOLERANCE
     assert errors["scores"] < MODEL_TOLERANCE
-    assert errors["slopes"] < MODEL_TOLERANCE
+    assert errors["gradients"] < MODEL_TOLERANCE
 
 
 @pytest.mark.parametrize("head", ["classifier", "lm"])
@@ -254,23 +186,14 @@ def test_every_mutation_shows(family, tmp_path):
             errors = compare(mutant, twin, weights, *padded("left"))
         assert errors["block"] > MODULE_TOLERANCE, name
         assert errors["scores"] > MODEL_TOLERANCE, name
-        assert errors["slopes"] > MODEL_TOLERANCE, name
+        assert errors["gradients"] > MODEL_TOLERANCE, name
     jax.clear_caches()
 
 
 @pytest.mark.parametrize("name", ["pythia-14m", "pythia-70m", "pythia-160m", "qwen2.5-0.5b"])
 def test_real_shapes(name, tmp_path):
-    """Weights like a trained model's in size: with deep stacks, 0.3 would only measure chaos."""
     point = POINTS[name]
     definition = Definition(point.config, scanned=point.scanned)
-    shapes = transformer.abstract_params(definition)
-    generator = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        is_scale = path[-1].key == "scale"
-        values = generator.standard_normal(leaf.shape, np.float32)
-        return jnp.asarray(0.05 * values + is_scale)
-
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params = realistic_params(definition)
     twin = TorchTwin(tmp_path, definition, params)
     check(compare(definition, twin, params, *padded("right")))

@@ -1,6 +1,7 @@
 """What a port must keep true, whatever its family: one forward pass, many ways to run it."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from robustjax.data.batching import pad_rows
 from robustjax.models import transformer
-from robustjax.models.transformer import Cache
+from robustjax.models.transformer import Cache, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
 
 FAMILIES = tuple(CONFIGS)
@@ -104,29 +105,58 @@ def test_fresh_weights_are_the_same_scanned_or_not():
     assert not np.array_equal(ours["head"]["kernel"], other["head"]["kernel"])
 
 
-def test_recomputing_activations_changes_no_gradient(batch):
-    gradients = []
-    for remat in (False, True):
-        definition = define("neox", scanned=True, remat=remat)
+def gradient_program(definition, tokens, mask):
+    def loss(params):
+        return jnp.square(transformer.apply(definition, params, tokens, mask)).mean()
 
-        def loss(params, definition=definition):
-            return jnp.square(transformer.apply(definition, params, *batch)).mean()
-
-        gradients.append(jit(jax.grad(loss), static_argnums=())(make_params(definition)))
-    plain, recomputed = (ravel_pytree(gradient)[0] for gradient in gradients)
-    assert relative_error(recomputed, plain) < 1e-6
+    return jit(jax.grad(loss), static_argnums=())
 
 
 @LAYOUTS
-@pytest.mark.parametrize("remat", [False, True])
-def test_blocks_are_recomputed_only_when_asked(scanned, remat, batch):
-    definition = define("neox", scanned=scanned, remat=remat)
+def test_recomputing_changes_no_gradient(scanned, batch):
+    gradients = {}
+    for remat in get_args(Remat):
+        definition = define("neox", scanned=scanned, remat=remat)
+        gradient = gradient_program(definition, *batch)(make_params(definition))
+        gradients[remat] = ravel_pytree(gradient)[0]
+    for remat in ("dots", "blocks"):
+        assert relative_error(gradients[remat], gradients["none"]) < 1e-6
 
-    def run(params):
-        return transformer.apply(definition, params, *batch)
 
-    program = str(jax.make_jaxpr(run)(transformer.abstract_params(definition)))
-    assert ("remat" in program) == remat
+@LAYOUTS
+def test_what_is_kept_for_the_backward_pass_is_what_was_asked_for(scanned):
+    tokens, mask = make_tokens("remat", (64, 64), 64)
+    config = dataclasses.replace(CONFIGS["neox"], layers=6)
+    kept = []
+    for remat in get_args(Remat):
+        definition = define(config, scanned=scanned, remat=remat)
+
+        def loss(params, definition=definition):
+            return jnp.square(transformer.apply(definition, params, tokens, mask)).mean()
+
+        params = transformer.abstract_params(definition)
+        backward = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], params)
+        sizes = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (backward, params))
+        kept.append(next(sizes) - next(sizes))
+    assert kept[0] > 2 * kept[1] > 4 * kept[2] > 0
+
+
+def test_an_attack_recomputes_nothing(batch):
+    tokens, mask = batch
+    for remat in get_args(Remat):
+        definition = define("neox", remat=remat)
+        params = transformer.abstract_params(definition)
+
+        def whole(params, definition=definition):
+            return transformer.apply(definition, params, tokens, mask)
+
+        def tail(params, definition=definition):
+            x = transformer.embed(definition, params, tokens)[:, None]
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
+            return transformer.forward(definition, params, x, positions, mask[:, None])
+
+        assert ("remat" in str(jax.make_jaxpr(whole)(params))) == (remat != "none")
+        assert "remat" not in str(jax.make_jaxpr(tail)(params))
 
 
 @EACH_CASE
@@ -153,6 +183,26 @@ def test_a_cached_prefix_changes_nothing_wherever_the_prompt_is_cut(family, scan
         wanted = np.take_along_axis(expected_slopes, places[..., None], 1)
         wanted = np.where(after_mask[..., None], wanted, 0)
         assert relative_error(slopes[:, 0], wanted) < 1e-5, cut
+
+
+@EACH_CASE
+def test_a_language_model_goes_on_after_a_cached_prefix(family, scanned, batch):
+    definition = define(family, scanned=scanned, head="lm")
+    params = make_params(definition)
+    tokens, mask = batch
+    expected = np.asarray(apply(definition, params, tokens, mask))
+    for cut in (0, 3, 6, WIDTH - 1):
+        cuts = np.minimum(cut, mask.sum(1) - 1)
+        before, before_mask, after, after_mask = cut_prompts(tokens, mask, cuts)
+        cache = encode(definition, params, before, before_mask)
+        positions = (cuts[:, None] + positions_of(after_mask))[:, None]
+        x = embed(definition, params, after)[:, None]
+        hidden = forward(definition, params, x, positions, after_mask[:, None], (cache,))
+        got = project(definition, params, hidden[:, 0])
+        places = np.minimum(np.arange(WIDTH)[None] + cuts[:, None], WIDTH - 1)
+        wanted = np.take_along_axis(expected, places[..., None], 1)
+        real = after_mask[..., None]
+        assert relative_error(np.where(real, got, 0), np.where(real, wanted, 0)) < 1e-5, cut
 
 
 @LAYOUTS

@@ -23,7 +23,7 @@ class TorchTwin:
             folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
         )
         assert not any(report.values()), report
-        self.model.eval()
+        self.model.eval().requires_grad_(False)
         self.model.config.pad_token_id = 0
 
     def first_block(self, tokens, mask):

@@ -42,6 +42,15 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end(clock):
     ]
 
 
+def test_short_work_shows_nothing_if_asked(clock):
+    for seconds, expected in ((2, []), (3, ["x: 1/1 steps, 3 s each, 0:03"])):
+        stream = io.StringIO()
+        with Progress(1, "x", stream=stream, patience=3.0, clock=clock) as progress:
+            clock.now += seconds
+            progress.advance()
+        assert stream.getvalue().splitlines() == expected
+
+
 def test_a_resumed_run_counts_only_new_work_in_its_rate(clock):
     progress = Progress(100, "x", done=50, stream=io.StringIO(), clock=clock)
     clock.now += 10

@@ -11,13 +11,14 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def make_victim(tiny_tokenizer):
-    """make_victim(mesh sizes, seed, scanned): freshly drawn weights, the same on every mesh."""
+    """make_victim(mesh sizes, seed, scanned, ...): fresh weights, the same on every mesh."""
     from robustjax.models.gpt_neox import GPTNeoXConfig
+    from robustjax.models.layers import Numerics
     from robustjax.models.transformer import Definition
     from robustjax.models.victim import Victim, init_params
     from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
-    def make(sizes=(1, 1, 1), seed=0, scanned=False, layers=1):
+    def make(sizes=(1, 1, 1), seed=0, scanned=False, layers=1, numerics=None):
         config = GPTNeoXConfig(
             vocab=512,
             width=16,
@@ -28,7 +29,7 @@ def make_victim(tiny_tokenizer):
             rotary_fraction=0.5,
             init_scale=0.25,
         )
-        definition = Definition(config, scanned=scanned)
+        definition = Definition(config, numerics=numerics or Numerics(), scanned=scanned)
         mesh, rules = make_mesh(MeshConfig(*sizes)), AxisRules()
         params = init_params(definition, seed, mesh, rules)
         return Victim("tiny", "nano", definition, params, tiny_tokenizer, mesh, rules, batch_size=8)

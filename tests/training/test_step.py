@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from robustjax.models.layers import Numerics
 from robustjax.models.victim import param_shardings
 from robustjax.training.loop import TrainConfig, start
 from robustjax.training.optimizer import OptimizerConfig
@@ -146,3 +147,32 @@ def test_the_victims_own_weights_survive_donation(make_victim):
     assert all(leaf.is_deleted() for leaf in given)
     assert same_bits(victim.params, before)
     assert not same_bits(state.params, before)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_narrow_weights_are_trained_with_wide_gradients_and_moments(make_victim, name):
+    narrow = Numerics("bfloat16", "bfloat16", "float32", "default")
+    victim = make_victim(numerics=narrow)
+    gradients, _ = gradients_of(victim, make_batch(2))
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype(np.float32)}
+    step, state = start(victim, TrainConfig(optimizer=OptimizerConfig(name=name)))
+    before = jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), state)
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert {leaf.dtype for leaf in moments} == {np.dtype(np.float32)}
+    losses = []
+    for _ in range(8):
+        state, rows = step(state, put_batch(victim, make_batch(2)), RATE)
+        losses.append(float(rows.mean()))
+    assert jax.tree.map(lambda leaf: (leaf.dtype, leaf.shape), state) == before
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_gradients_of_microbatches_are_summed_up_in_the_type_asked_for(make_victim):
+    exact, _ = gradients_of(make_victim(), make_batch(8))
+    errors = {}
+    for wide in ("float32", "bfloat16"):
+        victim = make_victim(numerics=Numerics("float32", "float32", wide, "highest"))
+        gradients, _ = gradients_of(victim, make_batch(8))
+        assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype(wide)}
+        errors[wide] = distance(gradients, exact)
+    assert errors["float32"] == 0 < errors["bfloat16"] < 0.1
