@@ -73,17 +73,17 @@ def test_narrow_factors_are_summed_up_in_the_type_asked_for():
         assert all(one.endswith("xf32>") for one in attention)
 
 
-def test_wider_sums_are_closer_to_float32():
-    exact = define("neox")
+@pytest.mark.parametrize(("family", "head"), [("neox", "classifier"), ("qwen2", "lm")])
+def test_scores_are_sums_that_are_not_rounded_to_the_type_of_activations(family, head):
+    exact = define(family, head=head)
     params, batch = make_params(exact), make_tokens("sums", (12, 7), 12)
     expected = transformer.apply(exact, params, *batch)
-    errors = {}
     for wide in ("float32", "bfloat16"):
         numerics = Numerics("float32", "bfloat16", wide, "default")
-        scores = transformer.apply(define("neox", numerics=numerics), params, *batch)
+        scores = transformer.apply(define(family, head=head, numerics=numerics), params, *batch)
         assert scores.dtype == jnp.float32
-        errors[wide] = relative_error(scores, expected)
-    assert 0 < errors["float32"] < errors["bfloat16"] < 0.1
+        assert (scores == scores.astype("bfloat16")).all() == (wide == "bfloat16")
+        assert 0 < relative_error(scores, expected) < 0.1
 
 
 @pytest.mark.parametrize(
