@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.attacks import retokenize
-from robustjax.attacks.objective import PromptBatch, encode_prefix
+from robustjax.attacks.objective import ClassGoal, Goal, PromptBatch, TextGoal, encode_prefix
 from robustjax.attacks.retokenize import SlotText
 from robustjax.data.batching import pad_rows
 from robustjax.data.prompts import Example
@@ -55,16 +55,41 @@ class Prompt:
         example: the example to attack.
         surrounding: what stands around the slot.
         slot: ids that stand cleanly there; empty for an attack that starts from none.
+        goal_ids: ids of the text that a language model should go on with; empty for a classifier.
     """
 
     example: Example
     surrounding: SlotText
     slot: tuple[int, ...]
+    goal_ids: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt without its slot."""
-        return len(self.surrounding.before_ids) + len(self.surrounding.after_ids)
+        """Tokens of the prompt, and of the text that should follow, without the slot."""
+        around = len(self.surrounding.before_ids) + len(self.surrounding.after_ids)
+        return around + len(self.goal_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """Prompts that share a program shape.
+
+    Attributes:
+        prompts: at most ``batch_size`` of them, in the order given.
+        before_width: padded tokens before the slot.
+        after_width: padded tokens after it.
+        goal_width: padded tokens of the texts that a language model should go on with.
+    """
+
+    prompts: tuple[Prompt, ...]
+    before_width: int
+    after_width: int
+    goal_width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The bucket."""
+        return self.before_width, self.after_width, self.goal_width
 
 
 class Outcome(NamedTuple):
@@ -73,9 +98,9 @@ class Outcome(NamedTuple):
     Attributes:
         slots: slot ids after each iteration, ``[I][B]`` rows of ids (masked tokens left out).
         loss: ``[I, B]`` attack loss of these slots.
-        success: ``[I, B]`` whether the victim's answer is wrong.
+        success: ``[I, B]`` whether the goal is reached.
         num_valid: ``[I, B]`` candidates that were scored.
-        logits: ``[B, N]`` of the final slots.
+        answer: ``[B, N]`` of the final slots; see ``objective.Scores``.
         num_retokenised: ``[B]`` draws that did not fit their slot and were redrawn.
         failures: reasons of the rows that could not be attacked after all; their other entries mean
             nothing.
@@ -88,7 +113,7 @@ class Outcome(NamedTuple):
     loss: Float[np.ndarray, "I B"]
     success: Bool[np.ndarray, "I B"]
     num_valid: Int[np.ndarray, "I B"]
-    logits: Float[np.ndarray, "B N"]
+    answer: Float[np.ndarray, "B N"]
     num_retokenised: Int[np.ndarray, " B"]
     flops_tokens: Int[np.ndarray, " B"]
     failures: dict[int, str]
@@ -97,39 +122,27 @@ class Outcome(NamedTuple):
 class BatchRun:
     """One batch of prompts in one bucket, on the device, with its prefix encoded once."""
 
-    def __init__(
-        self,
-        victim: Victim,
-        prompts: Sequence[Prompt],
-        *,
-        before_width: int,
-        after_width: int,
-        seed: int,
-    ):
-        """Pads the prompts to the bucket's widths and encodes what precedes the slots."""
+    def __init__(self, victim: Victim, planned: PlannedBatch, batch_size: int, seed: int):
+        """Fills the batch up, pads the prompts, and encodes what precedes the slots."""
         self.victim = victim
-        self.prompts = tuple(prompts)
-        tokenizer = victim.tokenizer
-        pad = tokenizer.pad_id
-        before, before_mask = pad_rows(
-            [p.surrounding.before_ids for p in prompts], before_width, pad
-        )
-        after, after_mask = pad_rows([p.surrounding.after_ids for p in prompts], after_width, pad)
-        examples = [p.example for p in prompts]
+        missing = batch_size - len(planned.prompts)
+        self.prompts = planned.prompts + (planned.prompts[-1],) * missing
+        pad = victim.tokenizer.pad_id
+
+        def padded(part: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+            return pad_rows([getattr(p.surrounding, part) for p in self.prompts], width, pad)
+
         host = (
-            np.array([e.example_id for e in examples], np.uint32),
-            before,
-            before_mask,
-            after,
-            after_mask,
-            np.array([e.label for e in examples], np.int32),
-            np.array([e.target_label for e in examples], np.int32),
+            np.array([p.example.example_id for p in self.prompts], np.uint32),
+            *padded("before_ids", planned.before_width),
+            *padded("after_ids", planned.after_width),
+            _goal(self.prompts, planned.goal_width, pad),
         )
         self.batch = PromptBatch(*self.put(host))
         self.prefix: Cache = encode_prefix(victim.definition, victim.params, self.batch)
         self.seed = jnp.uint32(seed)
         forbidden = np.ones(victim.definition.config.vocab, bool)
-        forbidden[tokenizer.allowed_attack_ids] = False
+        forbidden[victim.tokenizer.allowed_attack_ids] = False
         self.num_allowed = int((~forbidden).sum())
         self.forbidden: Bool[Array, " V"] = victim.put_replicated(forbidden)
 
@@ -156,6 +169,16 @@ class BatchRun:
     def lengths(self) -> Int[np.ndarray, " B"]:
         """Tokens of each prompt without its slot."""
         return np.array([prompt.length for prompt in self.prompts], np.int64)
+
+
+def _goal(prompts: Sequence[Prompt], width: int, pad: int) -> Goal:
+    """Goals on the host: texts if there is room for them, else classes."""
+    if width:
+        texts: Any = pad_rows([prompt.goal_ids for prompt in prompts], width, pad)
+        return TextGoal(*texts)
+    pairs = [(prompt.example.label, prompt.example.target_label) for prompt in prompts]
+    classes: Any = np.array(pairs, np.int32).T
+    return ClassGoal(*classes)
 
 
 def fetch(tree: Any) -> Any:

@@ -23,10 +23,18 @@ from robustjax.attacks import candidates, frame
 from robustjax.attacks.objective import (
     PromptBatch,
     Scores,
-    classify_tail,
     judge,
     make_tail,
+    read_tail_and_keep,
     score,
+)
+from robustjax.attacks.replacements import (
+    Replacements,
+    choose,
+    defies_the_odds,
+    most_parts,
+    part_starts,
+    score_replacements,
 )
 from robustjax.attacks.retokenize import SlotText, clean_start, random_start
 from robustjax.data.tokens import Tokenizer
@@ -47,8 +55,9 @@ class GCG:
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         random_start: start from random tokens, each example from its own, and not from ``@&@&...``;
             as a training attack that shows a victim more kinds of slots.
-        candidate_chunk: most candidates of each example scored in one pass; bounds the memory and
-            changes losses by rounding only.
+        candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
+            losses by rounding only. 0 takes a quarter of them, or another large part if they cannot
+            be quartered. Fewer passes than four do more work: see ``replacements``.
     """
 
     num_iterations: int = 10
@@ -57,14 +66,14 @@ class GCG:
     top_k: int = 256
     position: float = 1.0
     random_start: bool = False
-    candidate_chunk: int = 128
+    candidate_chunk: int = 0
 
     name = "gcg"
 
     def __post_init__(self) -> None:
-        frame.check_positive(
-            self, "num_iterations", "num_tokens", "num_candidates", "top_k", "candidate_chunk"
-        )
+        frame.check_positive(self, "num_iterations", "num_tokens", "num_candidates", "top_k")
+        if self.candidate_chunk < 0:
+            raise UserError(f"candidate_chunk={self.candidate_chunk} must not be negative")
         frame.check_position(self.position)
         if self.num_candidates > self.top_k * self.num_tokens:
             raise UserError(
@@ -80,7 +89,9 @@ class GCG:
     @property
     def chunk(self) -> int:
         """Candidates of each example scored in one pass."""
-        return min(self.candidate_chunk, self.num_candidates)
+        if self.candidate_chunk:
+            return min(self.candidate_chunk, self.num_candidates)
+        return self.num_candidates // most_parts(self.num_candidates)
 
 
 class Incumbent(NamedTuple):
@@ -89,7 +100,7 @@ class Incumbent(NamedTuple):
     slots: Int[Array, "B A"]
     loss: Float[Array, " B"]
     success: Bool[Array, " B"]
-    logits: Float[Array, "B N"]
+    answer: Float[Array, "B N"]
     num_valid: Int[Array, " B"]
 
 
@@ -124,7 +135,7 @@ def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> fra
         np.stack([state.loss for state in kept]),
         np.stack([state.success for state in kept]),
         num_valid,
-        kept[-1].logits,
+        kept[-1].answer,
         np.zeros(len(prompts), np.int64),
         prompts * (3 * attack.num_iterations + num_valid.sum(0, dtype=np.int64)),
         {},
@@ -143,7 +154,7 @@ def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: 
         UserError: if the tokenizer has too few tokens for ``num_candidates`` replacements.
     """
     victim = run.victim
-    current, proposed = propose(
+    current, incumbent, proposed = propose(
         victim.definition,
         victim.params,
         run.prefix,
@@ -155,17 +166,24 @@ def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: 
         top_k=possible_top_k(attack, run.num_allowed),
         count=attack.num_candidates,
     )
-    scores = score(
-        victim.definition,
-        victim.params,
-        run.prefix,
-        run.batch,
-        proposed,
-        run.full_mask(proposed.shape),
-        chunk=attack.chunk,
+    known = (victim.definition, victim.params)
+    parts = starts(attack, run.num_allowed)
+    scores = score_replacements(
+        *known, run.prefix, run.batch, incumbent, proposed, chunk=attack.chunk, starts=parts
     )
-    valid = run.survivors(np.asarray(proposed), np.asarray(slots))
-    return select(slots, current, proposed, scores, run.put(valid))
+    valid = run.survivors(np.asarray(proposed.slots), np.asarray(slots))
+    plainly = defies_the_odds(np.asarray(proposed.places), parts)
+    if plainly.any():
+        mask = run.full_mask(proposed.slots.shape)
+        plain = score(*known, (run.prefix,), run.batch, proposed.slots, mask, chunk=attack.chunk)
+        scores = choose(run.put(plainly), plain, scores)
+    return select(slots, current, proposed.slots, scores, run.put(valid))
+
+
+def starts(attack: GCG, num_allowed: int) -> tuple[int, ...]:
+    """From which slot position on each part of the candidates is run."""
+    top_k = possible_top_k(attack, num_allowed)
+    return part_starts(attack.num_tokens, top_k, attack.num_candidates, attack.chunk)
 
 
 def possible_top_k(attack: GCG, num_allowed: int) -> int:
@@ -188,25 +206,24 @@ def programs(attack: GCG, run: frame.BatchRun) -> list[frame.Program]:
     """What the search executes on one batch, for counting its FLOPs."""
     definition, params = run.victim.definition, run.victim.params
     slots = jax.ShapeDtypeStruct((len(run.prompts), attack.num_tokens), jnp.int32)
-    shape = (len(run.prompts), attack.num_candidates, attack.num_tokens)
-    proposed = jax.ShapeDtypeStruct(shape, jnp.int32)
-    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    run_propose = functools.partial(
+        propose,
+        definition,
+        top_k=possible_top_k(attack, run.num_allowed),
+        count=attack.num_candidates,
+    )
+    to_propose = (params, run.prefix, run.batch, slots, run.forbidden, run.seed, jnp.uint32(0))
+    _, incumbent, proposed = jax.eval_shape(run_propose, *to_propose)
+    run_score = functools.partial(
+        score_replacements,
+        definition,
+        chunk=attack.chunk,
+        starts=starts(attack, run.num_allowed),
+    )
+    to_score = (params, run.prefix, run.batch, incumbent, proposed)
     return [
-        frame.Program(
-            functools.partial(
-                propose,
-                definition,
-                top_k=possible_top_k(attack, run.num_allowed),
-                count=attack.num_candidates,
-            ),
-            (params, run.prefix, run.batch, slots, run.forbidden, run.seed, jnp.uint32(0)),
-            attack.num_iterations,
-        ),
-        frame.Program(
-            functools.partial(score, definition, chunk=attack.chunk),
-            (params, run.prefix, run.batch, proposed, mask),
-            attack.num_iterations,
-        ),
+        frame.Program(run_propose, to_propose, attack.num_iterations),
+        frame.Program(run_score, to_score, attack.num_iterations),
     ]
 
 
@@ -223,7 +240,7 @@ def propose(
     *,
     top_k: int,
     count: int,
-) -> tuple[Scores, Int[Array, "B C A"]]:
+) -> tuple[Scores, Cache, Replacements]:
     """Scores the incumbents and draws candidates along their gradients.
 
     The gradient is taken with respect to the slot's embeddings and goes through the embedding
@@ -233,18 +250,20 @@ def propose(
         forbidden: token ids that must not be proposed.
 
     Returns:
-        Scores of the incumbents (``C`` is 1) and the candidate slots.
+        Scores of the incumbents (``C`` is 1), the cache of their slots, and the candidates.
     """
     width = slots.shape[1]
-    tail = make_tail(batch, slots[:, None], jnp.ones_like(slots, bool)[:, None])
+    whole = jnp.ones_like(slots, bool)[:, None]
+    tail = make_tail(batch, (prefix,), slots[:, None], whole)
     embeddings = transformer.embed(definition, params, tail.tokens)
 
-    def total_loss(slot_embeddings: Array) -> tuple[Array, Scores]:
+    def total_loss(slot_embeddings: Array) -> tuple[Array, tuple[Scores, Cache]]:
         x = jnp.concatenate([slot_embeddings, embeddings[:, :, width:]], axis=2)
-        scores = judge(classify_tail(definition, params, prefix, tail, x), batch)
-        return scores.loss.sum(), scores
+        logits, kept = read_tail_and_keep(definition, params, (prefix,), tail, x)
+        scores = judge(logits, batch.goal)
+        return scores.loss.sum(), (scores, kept.first(width))
 
-    gradient, current = jax.grad(total_loss, has_aux=True)(embeddings[:, :, :width])
+    gradient, (current, incumbent) = jax.grad(total_loss, has_aux=True)(embeddings[:, :, :width])
     table = params["embed"]["embedding"].astype(gradient.dtype)
     token_gradient = jnp.einsum(
         "bad,vd->bav", gradient[:, 0], table, precision=definition.numerics.matmul_precision
@@ -253,12 +272,14 @@ def propose(
 
     keys = candidates.example_keys(seed, batch.example_id, iteration)
 
-    def draw(key: Array, gradient: Array, slot: Array) -> Array:
+    def draw(key: Array, gradient: Array, slot: Array) -> Replacements:
         tokens = candidates.top_tokens(gradient, top_k)
-        drawn = candidates.sample_replacements(key, tokens, gradient.shape[-1], count)
-        return candidates.replace_one(slot, *drawn)
+        places, drawn = candidates.sample_replacements(key, tokens, gradient.shape[-1], count)
+        order = jnp.argsort(places)  # stable: candidates of one place stay in the order of the draw
+        places = places[order]
+        return Replacements(candidates.replace_one(slot, places, drawn[order]), places)
 
-    return current, jax.vmap(draw)(keys, token_gradient, slots)
+    return current, incumbent, jax.vmap(draw)(keys, token_gradient, slots)
 
 
 @jax.jit
@@ -283,6 +304,6 @@ def select(
         pick(proposed, slots),
         pick(scores.loss, current.loss[:, 0]),
         pick(scores.success, current.success[:, 0]),
-        pick(scores.logits, current.logits[:, 0]),
+        pick(scores.answer, current.answer[:, 0]),
         valid.sum(-1, dtype=jnp.int32),
     )

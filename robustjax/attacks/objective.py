@@ -1,11 +1,13 @@
 """What an attack minimises, and the one function that scores slots.
 
-A prompt is ``before | attack slot | after``. ``before`` is in a cache; a scoring pass runs the slot
-and what follows it (the tail) for ``C`` slots of each of ``B`` examples, and reads the last real
-token only.
+A prompt is ``before | attack slot | after``, and where a language model is attacked, the text it is
+to go on with follows. ``before`` is in a cache; a scoring pass runs the slot and what follows it
+(the tail) for ``C`` slots of each of ``B`` examples, and reads ``R`` places: a classifier is read
+at the last real token, a language model where it predicts each token of the text.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +16,33 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
+
+
+class ClassGoal(NamedTuple):
+    """A classifier should answer wrongly.
+
+    Attributes:
+        label: ``[B]`` the true class.
+        target: ``[B]`` the class the attack aims for.
+    """
+
+    label: Int[Array, " B"]
+    target: Int[Array, " B"]
+
+
+class TextGoal(NamedTuple):
+    """A language model should go on with a text, token by token.
+
+    Attributes:
+        tokens: ``[B, G]`` right-padded ids of the text, tokenised by itself.
+        mask: ``[B, G]``.
+    """
+
+    tokens: Int[Array, "B G"]
+    mask: Bool[Array, "B G"]
+
+
+Goal = ClassGoal | TextGoal
 
 
 class PromptBatch(NamedTuple):
@@ -25,8 +54,7 @@ class PromptBatch(NamedTuple):
         before_mask: ``[B, P]``.
         after: ``[B, S]`` right-padded ids after the slot.
         after_mask: ``[B, S]``.
-        label: ``[B]`` the true class.
-        target: ``[B]`` the class the attack aims for.
+        goal: what the attack wants.
     """
 
     example_id: UInt32[Array, " B"]
@@ -34,28 +62,29 @@ class PromptBatch(NamedTuple):
     before_mask: Bool[Array, "B P"]
     after: Int[Array, "B S"]
     after_mask: Bool[Array, "B S"]
-    label: Int[Array, " B"]
-    target: Int[Array, " B"]
+    goal: Goal
 
 
 class Scores(NamedTuple):
     """What the victim made of each slot.
 
     Attributes:
-        loss: ``[B, C]`` attack loss (low: near the target class), nats.
-        success: ``[B, C]`` whether the victim's answer is wrong.
-        logits: ``[B, C, N]``.
+        loss: ``[B, C]`` attack loss (low: near the goal), nats.
+        success: ``[B, C]`` whether a classifier's answer is wrong, or a language model's greedy
+            continuation is the text.
+        answer: ``[B, C, N]`` logits of the classes, or ``[B, C, G]`` log-probabilities of the
+            text's tokens (0 at padding).
     """
 
     loss: Float[Array, "B C"]
     success: Bool[Array, "B C"]
-    logits: Float[Array, "B C N"]
+    answer: Float[Array, "B C N"]
 
 
 def attack_loss(
     logits: Float[Array, "*batch N"], target: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy of the target class, as ``log1p(exp(others - target))``.
+    """Cross-entropy of the target, a class or a token, as ``log1p(exp(others - target))``.
 
     This form does not saturate: once the target leads by 17 nats, ``logsumexp - logit`` is rounding
     noise in float32, while this one still ranks slots.
@@ -67,29 +96,44 @@ def attack_loss(
     return jax.nn.softplus(others - aimed)
 
 
-def judge(logits: Float[Array, "B C N"], batch: PromptBatch) -> Scores:
-    """Loss toward the target and success against the true label (the first maximum answers)."""
+def judge(logits: Float[Array, "B C R N"], goal: Goal) -> Scores:
+    """Loss and success of what was read.
+
+    A class: loss toward the target, success against the true label (the first maximum answers).
+    A text: mean loss of its tokens, success if each is the most likely one after those before it.
+    """
     shape = logits.shape[:2]
-    target = jnp.broadcast_to(batch.target[:, None], shape)
-    label = jnp.broadcast_to(batch.label[:, None], shape)
-    return Scores(attack_loss(logits, target), logits.argmax(-1) != label, logits)
+    if isinstance(goal, ClassGoal):
+        logits = logits[:, :, 0]
+        target = jnp.broadcast_to(goal.target[:, None], shape)
+        label = jnp.broadcast_to(goal.label[:, None], shape)
+        return Scores(attack_loss(logits, target), logits.argmax(-1) != label, logits)
+    tokens = jnp.broadcast_to(goal.tokens[:, None], logits.shape[:3])
+    mask = jnp.broadcast_to(goal.mask[:, None], logits.shape[:3])
+    losses = jnp.where(mask, attack_loss(logits, tokens), 0.0)
+    success = ((logits.argmax(-1) == tokens) | ~mask).all(-1)
+    return Scores(losses.sum(-1) / mask.sum(-1), success, -losses)
 
 
 class Tail(NamedTuple):
-    """The part of a prompt that a scoring pass runs: slot and after, ``[B, C, W + S]``."""
+    """The part of a prompt that a scoring pass runs: the slot and all that follows."""
 
     tokens: Int[Array, "B C T"]
     mask: Bool[Array, "B C T"]
     positions: Int[Array, "B C T"]
-    read: Int[Array, "B C 1"]
+    read: Int[Array, "B C R"]
 
 
 def make_tail(
-    batch: PromptBatch, slots: Int[Array, "B C W"], slot_mask: Bool[Array, "B C W"]
+    batch: PromptBatch,
+    contexts: Sequence[Cache],
+    slots: Int[Array, "B C W"],
+    slot_mask: Bool[Array, "B C W"],
 ) -> Tail:
-    """Joins slots with what follows them.
+    """Joins slots, which follow the contexts, with what follows the slots.
 
-    Positions count real tokens, so a masked slot token moves nothing.
+    Positions count real tokens, so a masked slot token moves nothing. Of a text only the last token
+    is left out: it is predicted, and nothing is predicted from it.
     """
     examples, rows, _ = slots.shape
 
@@ -98,23 +142,45 @@ def make_tail(
 
     tokens = jnp.concatenate([slots, rows_of(batch.after)], -1)
     mask = jnp.concatenate([slot_mask, rows_of(batch.after_mask)], -1)
-    start = batch.before_mask.sum(-1)[:, None, None]
+    read = transformer.last_real(mask)[..., None]
+    if isinstance(batch.goal, TextGoal):
+        said, width = batch.goal.tokens.shape[-1] - 1, tokens.shape[-1]
+        places = jnp.broadcast_to(width + jnp.arange(said), (examples, rows, said))
+        read = jnp.concatenate([read, places], -1)
+        tokens = jnp.concatenate([tokens, rows_of(batch.goal.tokens[:, :-1])], -1)
+        mask = jnp.concatenate([mask, rows_of(batch.goal.mask[:, :-1])], -1)
+    before = jnp.concatenate([context.mask for context in contexts], -1)
+    start = before.sum(-1)[:, None, None]
     positions = start + jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
-    return Tail(tokens, mask, positions, transformer.last_real(mask)[..., None])
+    return Tail(tokens, mask, positions, read)
 
 
-def classify_tail(
+def read_tail(
     definition: Definition,
     params: Params,
-    prefix: Cache,
+    contexts: Sequence[Cache],
     tail: Tail,
     embeddings: Float[Array, "B C T D"],
-) -> Float[Array, "B C N"]:
-    """Class scores of the prompts that end in ``tail``, given its token embeddings."""
+) -> Float[Array, "B C R N"]:
+    """What the prompts that end in ``tail`` are answered, given its token embeddings."""
     hidden = transformer.forward(
-        definition, params, embeddings, tail.positions, tail.mask, (prefix,), tail.read
+        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read
     )
-    return transformer.project(definition, params, hidden[:, :, 0])
+    return transformer.project(definition, params, hidden)
+
+
+def read_tail_and_keep(
+    definition: Definition,
+    params: Params,
+    contexts: Sequence[Cache],
+    tail: Tail,
+    embeddings: Float[Array, "B 1 T D"],
+) -> tuple[Float[Array, "B 1 R N"], Cache]:
+    """``read_tail`` for one row of each example, with the cache of its tail."""
+    hidden, kept = transformer.forward_and_keep(
+        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read
+    )
+    return transformer.project(definition, params, hidden), kept
 
 
 @functools.partial(jax.jit, static_argnames=("definition",))
@@ -126,22 +192,22 @@ def encode_prefix(definition: Definition, params: Params, batch: PromptBatch) ->
 def score_chunk(
     definition: Definition,
     params: Params,
-    prefix: Cache,
+    contexts: Sequence[Cache],
     batch: PromptBatch,
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
 ) -> Scores:
     """Scores ``C`` slots of each example in one pass."""
-    tail = make_tail(batch, slots, slot_mask)
+    tail = make_tail(batch, contexts, slots, slot_mask)
     embeddings = transformer.embed(definition, params, tail.tokens)
-    return judge(classify_tail(definition, params, prefix, tail, embeddings), batch)
+    return judge(read_tail(definition, params, contexts, tail, embeddings), batch.goal)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "chunk"))
 def score(
     definition: Definition,
     params: Params,
-    prefix: Cache,
+    contexts: Sequence[Cache],
     batch: PromptBatch,
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
@@ -150,13 +216,16 @@ def score(
 ) -> Scores:
     """Scores all slots, ``chunk`` of each example at a time (bounds the memory).
 
+    Args:
+        contexts: caches of all that stands before the slots, in order.
+
     Raises:
         ValueError: if ``chunk`` does not divide ``C``.
     """
     examples, rows, width = slots.shape
     if rows % chunk:
         raise ValueError(f"chunk {chunk} does not divide {rows} slots")
-    run = functools.partial(score_chunk, definition, params, prefix, batch)
+    run = functools.partial(score_chunk, definition, params, contexts, batch)
     if rows == chunk:
         return run(slots, slot_mask)
 

@@ -58,7 +58,7 @@ class Tried(NamedTuple):
     mask: Bool[np.ndarray, "B C W"]
     loss: Float[np.ndarray, "B C"]
     success: Bool[np.ndarray, "B C"]
-    logits: Float[np.ndarray, "B C N"]
+    answer: Float[np.ndarray, "B C N"]
 
 
 class Drawn(NamedTuple):
@@ -101,9 +101,9 @@ def search(attack: RandomToken, run: frame.BatchRun, tick: Callable[[int], None]
         stuck |= drawn.stuck
         tick(int((iterations <= attack.num_iterations).sum()))
     count = attack.num_iterations
-    slots, mask, loss, success, logits = (
+    slots, mask, loss, success, answer = (
         np.concatenate([np.asarray(getattr(one, field)) for one in tried], axis=1)[:, :count]
-        for field in ("slots", "mask", "loss", "success", "logits")
+        for field in ("slots", "mask", "loss", "success", "answer")
     )
     rows = np.arange(len(run.prompts))
     # From the first success on the record repeats the slot that succeeded.
@@ -117,7 +117,7 @@ def search(attack: RandomToken, run: frame.BatchRun, tick: Callable[[int], None]
         np.take_along_axis(loss, shown, 1).T,
         np.take_along_axis(success, shown, 1).T,
         np.ones((count, len(rows)), np.int64),
-        logits[rows, shown[:, -1]],
+        answer[rows, shown[:, -1]],
         redrawn,
         run.lengths * count + mask.sum((1, 2)),
         {
@@ -142,7 +142,7 @@ def step(run: frame.BatchRun, drawn: Drawn) -> Tried:
     scores = score(
         victim.definition,
         victim.params,
-        run.prefix,
+        (run.prefix,),
         run.batch,
         run.put(slots),
         run.put(mask),
@@ -158,7 +158,7 @@ def programs(attack: RandomToken, run: frame.BatchRun) -> list[frame.Program]:
     slots = jax.ShapeDtypeStruct(shape, jnp.int32)
     mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
     run_score = functools.partial(score, run.victim.definition, chunk=count)
-    arguments = (run.victim.params, run.prefix, run.batch, slots, mask)
+    arguments = (run.victim.params, (run.prefix,), run.batch, slots, mask)
     return [frame.Program(run_score, arguments, runs)]
 
 

@@ -57,6 +57,11 @@ class SlotText:
             left, left_ids = before, before_ids  # this tokenizer does not cut at word starts
         return cls(before, after, tuple(before_ids), tuple(after_ids), left, tuple(left_ids))
 
+    @classmethod
+    def of_ids(cls, before_ids: Sequence[int], after_ids: Sequence[int]) -> "SlotText":
+        """Surroundings that are known as ids only, for a slot that stays empty."""
+        return cls("", "", tuple(before_ids), tuple(after_ids), "", ())
+
     def joined(self, slot: str) -> str:
         """The neighbourhood's text around a slot's text."""
         return self.left + slot + self.after

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from robustjax.attacks import gcg, random_token
-from robustjax.attacks.frame import BatchRun, Outcome, Prompt, check_positive
+from robustjax.attacks.frame import BatchRun, Outcome, PlannedBatch, Prompt, check_positive
 from robustjax.attacks.retokenize import SlotText
 from robustjax.data.batching import bucket_for, check_edges
 from robustjax.data.prompts import ChunkKind, Example, split_at_slot
@@ -70,11 +70,9 @@ def prepare(
     for example in examples:
         before, after = split_at_slot(example, chunk_kinds, attack.position)
         surrounding = SlotText.surrounding(victim.tokenizer, before, after)
-        length = len(surrounding.before_ids) + width + len(surrounding.after_ids)
-        if length > victim.context:
-            failures[example.example_id] = (
-                f"prompt and slot take {length} tokens, more than the context of {victim.context}"
-            )
+        prompt = with_goal(victim, example, surrounding, width)
+        if isinstance(prompt, str):
+            failures[example.example_id] = prompt
             continue
         slot = module.start(attack, victim.tokenizer, surrounding, seed, example.example_id)
         if slot is None:
@@ -83,37 +81,37 @@ def prepare(
                 f"{attack.position}"
             )
             continue
-        prompts.append(Prompt(example, surrounding, tuple(slot)))
+        prompts.append(dataclasses.replace(prompt, slot=tuple(slot)))
     return prompts, failures
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedBatch:
-    """Prompts that share a program shape.
+def with_goal(
+    victim: Victim, example: Example, surrounding: SlotText, slot_width: int = 0
+) -> Prompt | str:
+    """A prompt without a slot yet, or the reason why the victim cannot be asked it.
 
-    Attributes:
-        prompts: at most ``batch_size`` of them, in the order given.
-        before_width: padded tokens before the slot.
-        after_width: padded tokens after it.
+    A language model's goal is the example's ``proxy_gen_target``.
     """
-
-    prompts: tuple[Prompt, ...]
-    before_width: int
-    after_width: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The bucket."""
-        return self.before_width, self.after_width
+    goal_ids: list[int] = []
+    if victim.definition.head == "lm":
+        (goal_ids,) = victim.tokenizer.encode([example.proxy_gen_target])
+        if not goal_ids:
+            return "the text that the model should go on with is empty"
+    prompt = Prompt(example, surrounding, (), tuple(goal_ids))
+    length = prompt.length + slot_width
+    if length > victim.context:
+        return f"prompt and slot take {length} tokens, more than the context of {victim.context}"
+    return prompt
 
 
 def plan(prompts: Sequence[Prompt], config: SearchConfig) -> list[PlannedBatch]:
     """Groups prompts into batches of one bucket each, smallest bucket first."""
-    buckets: dict[tuple[int, int], list[Prompt]] = {}
+    buckets: dict[tuple[int, int, int], list[Prompt]] = {}
     for prompt in prompts:
         widths = (
             bucket_for(max(len(prompt.surrounding.before_ids), 1), config.edges),
-            _after_width(len(prompt.surrounding.after_ids), config.edges),
+            _tail_width(len(prompt.surrounding.after_ids), config.edges),
+            _tail_width(len(prompt.goal_ids), config.edges) if prompt.goal_ids else 0,
         )
         buckets.setdefault(widths, []).append(prompt)
     size = config.batch_size
@@ -124,8 +122,8 @@ def plan(prompts: Sequence[Prompt], config: SearchConfig) -> list[PlannedBatch]:
     ]
 
 
-def _after_width(length: int, edges: tuple[int, ...]) -> int:
-    """Room after the slot: exact for short texts (an answer prompt), else a bucket.
+def _tail_width(length: int, edges: tuple[int, ...]) -> int:
+    """Room for a part of the tail: exact for short texts (an answer prompt), else a bucket.
 
     What follows the slot is recomputed for every candidate, so padding it is expensive.
     """
@@ -150,13 +148,6 @@ def run_batches(
     """
     for batch in batches:
         make_room_for_programs()  # a batch of a new shape compiles several
-        missing = config.batch_size - len(batch.prompts)
-        run = BatchRun(
-            victim,
-            batch.prompts + (batch.prompts[-1],) * missing,
-            before_width=batch.before_width,
-            after_width=batch.after_width,
-            seed=seed,
-        )
+        run = BatchRun(victim, batch, config.batch_size, seed)
         outcome = module_of(attack).search(attack, run, functools.partial(tick, batch))
         yield batch, run, outcome

@@ -10,7 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from robustjax.attacks.search import Attack, PlannedBatch, SearchConfig
 from robustjax.data.prompts import ChunkKind, Example
 from robustjax.errors import UserError
 from robustjax.evaluation import flops, records
+from robustjax.evaluation.answers import Answer, clean_answers
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 from robustjax.models.victim import Victim
 from robustjax.runtime.progress import Progress
@@ -102,7 +103,7 @@ def attack_examples(
     timing = Timing()
     started = time.perf_counter()
     _check_ids(examples)
-    clean = _answers(victim, examples)
+    clean = clean_answers(victim, examples, config)
     wanted = [
         answer.failure is None and (answer.correct or not only_correct) for answer in clean.values()
     ]
@@ -129,7 +130,7 @@ def attack_examples(
     before = sum(len(record.iterations) for record in done)
     with Progress(total, label, unit="example-iterations", done=before) as progress:
         ticker = _Ticker(timing, progress)
-        cost = _ExecutedCost(attack)
+        cost = ExecutedCost(attack)
         for batch, run, outcome in search.run_batches(
             victim, remaining, attack, seed, config, ticker
         ):
@@ -142,39 +143,11 @@ def attack_examples(
     return done, timing
 
 
-class _Answer(NamedTuple):
-    """What the victim says to a clean text, or why it cannot be asked."""
-
-    correct: bool
-    logits: list[float]
-    failure: str | None
-
-
 def _check_ids(examples: Sequence[Example]) -> None:
     ids = [example.example_id for example in examples]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise UserError(f"two examples have the example_id {twice}; give each its own")
-
-
-def _answers(victim: Victim, examples: Sequence[Example]) -> dict[int, _Answer]:
-    """The victim's answers to the clean texts by example id, in the order of the examples."""
-    rows = victim.tokenizer.encode([example.text for example in examples])
-    fits = [1 <= len(row) <= victim.context for row in rows]
-    scores = iter(victim.logits_of_ids([row for row, fit in zip(rows, fits, strict=True) if fit]))
-    answers = {}
-    for example, row, fit in zip(examples, rows, fits, strict=True):
-        if fit:
-            logits = next(scores)
-            answer = _Answer(bool(logits.argmax() == example.label), logits.tolist(), None)
-        else:
-            reason = (
-                f"the text has {len(row)} tokens; between 1 and the model's context of "
-                f"{victim.context} are possible"
-            )
-            answer = _Answer(False, [], reason)
-        answers[example.example_id] = answer
-    return answers
 
 
 class _Ticker:
@@ -183,7 +156,7 @@ class _Ticker:
     def __init__(self, timing: Timing, progress: Progress):
         self._timing, self._progress = timing, progress
         self._last = time.perf_counter()
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[tuple[int, int, int]] = set()
 
     def restart_clock(self) -> None:
         """Leaves out what has passed since the last tick: counting FLOPs and writing records."""
@@ -202,14 +175,15 @@ class _Ticker:
         self._progress.advance(count)
 
 
-class _ExecutedCost:
+class ExecutedCost:
     """Executed FLOPs of a batch for one of its rows; counted once a bucket."""
 
     def __init__(self, attack: Attack):
         self._attack = attack
-        self._known: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int, int], int] = {}
 
     def __call__(self, batch: PlannedBatch, run: BatchRun) -> int:
+        """FLOPs of the whole search, for one example of the batch."""
         if batch.shape not in self._known:
             definition = run.victim.definition
             total = flops.executed_flops(
@@ -257,7 +231,7 @@ def _resume(
 
 
 def _blank_record(
-    example: Example, clean: _Answer, failure: str | None, attack: Attack, seed: int
+    example: Example, clean: Answer, failure: str | None, attack: Attack, seed: int
 ) -> AttackRecord:
     """The record of an example that was not attacked."""
     return AttackRecord(
@@ -276,6 +250,8 @@ def _blank_record(
         flops_algorithmic=0,
         flops_executed=0,
         failure=failure,
+        target_logprobs=None,
+        clean_target_logprobs=clean.target_logprobs,
     )
 
 
@@ -283,7 +259,7 @@ def _records(
     batch: PlannedBatch,
     run: BatchRun,
     outcome: Outcome,
-    clean: dict[int, _Answer],
+    clean: dict[int, Answer],
     attack: Attack,
     seed: int,
     executed: int,
@@ -307,6 +283,7 @@ def _records(
             for i in range(len(texts))
         ]
         surrounding = prompt.surrounding
+        answered = outcome.answer[row].tolist()
         return AttackRecord(
             example_id=example.example_id,
             label=example.label,
@@ -314,7 +291,7 @@ def _records(
             correct_before=answer.correct,
             attacked_text=surrounding.before + iterations[-1].slot_text + surrounding.after,
             success=iterations[-1].success,
-            logits=outcome.logits[row].tolist(),
+            logits=None if prompt.goal_ids else answered,
             clean_logits=answer.logits,
             iterations=iterations,
             num_retokenised=int(outcome.num_retokenised[row]),
@@ -325,6 +302,8 @@ def _records(
             ),
             flops_executed=executed,
             failure=None,
+            target_logprobs=answered[: len(prompt.goal_ids)] if prompt.goal_ids else None,
+            clean_target_logprobs=answer.target_logprobs,
         )
 
     return [record(row, prompt) for row, prompt in enumerate(batch.prompts)]

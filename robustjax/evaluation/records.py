@@ -56,13 +56,13 @@ class AttackRecord:
     Attributes:
         example_id: index of the example in its split.
         label: true class.
-        target_label: class the attacker aims for.
+        target_label: class the attacker aims for (of a language model, its answer's).
         correct_before: whether the victim was right about the clean text. If not, an evaluation
             does not attack it (`attacked_text` None, no iterations).
         attacked_text: the final text, or None if there was no attack.
         success: whether the final text fools the victim.
-        logits: victim's logits of the final text, or None.
-        clean_logits: victim's logits of the clean text.
+        logits: class logits of the final text, or None; None for a language model.
+        clean_logits: class logits of the clean text; empty for a language model.
         iterations: index `k` is the state after attack iteration `k + 1`.
         num_retokenised: draws whose text did not fit its slot after retokenisation and was redrawn.
         position: place of the attack slot in the modifiable text; 1.0 is a suffix, 0.0 a prefix.
@@ -70,6 +70,9 @@ class AttackRecord:
         flops_algorithmic: attack FLOPs by the convention of Howe et al. 2024 (arXiv 2407.18213).
         flops_executed: attack FLOPs of the dot products that ran.
         failure: why the example could not be attacked, or None.
+        target_logprobs: log-probability of each token of the text that a language model should go
+            on with, after the final text; None for a classifier, or if there was no attack.
+        clean_target_logprobs: the same after the clean text.
 
     Raises:
         ValueError: a success is claimed without an attacked text or beside a failure.
@@ -90,6 +93,8 @@ class AttackRecord:
     flops_algorithmic: int
     flops_executed: int
     failure: str | None
+    target_logprobs: list[float] | None = None
+    clean_target_logprobs: list[float] | None = None
 
     def __post_init__(self) -> None:
         """Reject a success that cannot have happened."""
@@ -272,4 +277,6 @@ _RECORD_PARSERS: Mapping[str, strict_json.Parser] = {
     "flops_algorithmic": strict_json.integer,
     "flops_executed": strict_json.integer,
     "failure": strict_json.optional(strict_json.string),
+    "target_logprobs": strict_json.optional(strict_json.list_of(strict_json.number)),
+    "clean_target_logprobs": strict_json.optional(strict_json.list_of(strict_json.number)),
 }

@@ -86,6 +86,11 @@ class Cache(NamedTuple):
         """The cache of one layer."""
         return Context(self.keys[index], self.values[index], self.mask)
 
+    def first(self, count: int) -> "Cache":
+        """The cache of the first ``count`` tokens."""
+        keys, values = jax.tree.map(lambda x: x[..., :count, :, :], (self.keys, self.values))
+        return Cache(keys, values, self.mask[:, :count])
+
 
 def init(definition: Definition, seed: int) -> Params:
     """Fresh weights; the same numbers whether scanned or not."""
@@ -162,11 +167,10 @@ def encode(
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)[:, None]
     x = embed(definition, params, tokens)[:, None]
-    _, (keys, values) = _run(
+    _, kept = _run(
         definition, params, x, positions, mask[:, None], (), read=None, last_keys_only=True
     )
-    drop_rows = functools.partial(jax.tree.map, lambda a: jnp.squeeze(a, axis=-4))
-    return Cache(drop_rows(keys), drop_rows(values), mask)
+    return _cache(kept, mask[:, None])
 
 
 def forward(
@@ -193,6 +197,27 @@ def forward(
         definition, params, x, positions, mask, caches, read=read, last_keys_only=False
     )
     return hidden
+
+
+def forward_and_keep(
+    definition: Definition,
+    params: Params,
+    x: Float[Array, "B 1 T D"],
+    positions: Int[Array, "B 1 T"],
+    mask: Bool[Array, "B 1 T"],
+    caches: Sequence[Cache] = (),
+    read: Int[Array, "B 1 R"] | None = None,
+) -> tuple[Float[Array, "B 1 R D"], Cache]:
+    """``forward`` for one row of each example, with the cache of the tokens it runs."""
+    hidden, kept = _run(
+        definition, params, x, positions, mask, caches, read=read, last_keys_only=False
+    )
+    return hidden, _cache(kept, mask)
+
+
+def _cache(kept: tuple[Any, Any], mask: Bool[Array, "B 1 T"]) -> Cache:
+    keys, values = jax.tree.map(lambda a: jnp.squeeze(a, axis=-4), kept)
+    return Cache(keys, values, mask[:, 0])
 
 
 def embed(

@@ -23,37 +23,65 @@ def cross_entropy(logits, target):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def slot_gradient(definition, params, one_hot, ids, mask, start, target):
-    """Gradient of the loss for the one-hot slot tokens, through the whole prompt."""
+def slot_gradient(definition, params, one_hot, ids, mask, start, read, wanted):
+    """Gradient of the loss for the one-hot slot tokens, through the whole prompt.
+
+    The loss is the mean cross-entropy of what is wanted at the places that are read.
+    """
 
     def loss(one_hot):
         table = params["embed"]["embedding"]
         x = jax.lax.dynamic_update_slice(table[ids], one_hot @ table, (start, 0))
         positions = jnp.arange(WIDTH)[None, None]
-        last = (mask.sum() - 1)[None, None, None]
         hidden = transformer.forward(
-            definition, params, x[None, None], positions, mask[None, None], (), last
+            definition, params, x[None, None], positions, mask[None, None], (), read[None, None]
         )
-        logits = transformer.project(definition, params, hidden[0, 0, 0])
-        return -jax.nn.log_softmax(logits)[target]
+        logits = transformer.project(definition, params, hidden[0, 0])
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(wanted)), wanted].mean()
 
     return jax.grad(loss)(one_hot)
+
+
+whole_scores = jax.jit(transformer.apply, static_argnums=0)
 
 
 class Reference:
     """One example under attack."""
 
-    def __init__(self, victim, example, kinds, attack, seed):
+    def __init__(self, victim, example, kinds, attack, seed, position=None):
         self.victim, self.example, self.attack, self.seed = victim, example, attack, seed
-        self.before, self.after = split_at_slot(example, kinds, attack.position)
+        position = attack.position if position is None else position
+        self.before, self.after = split_at_slot(example, kinds, position)
         self.before_ids, self.after_ids = victim.tokenizer.encode([self.before, self.after])
+        self.goal_ids = []
+        if victim.definition.head == "lm":
+            (self.goal_ids,) = victim.tokenizer.encode([example.proxy_gen_target])
 
     def prompt(self, slot_text):
         return self.before + slot_text + self.after
 
+    def logits(self, slot_text):
+        """Of the classes, [N]; or, where each token of the text is predicted, [G, V]."""
+        if not self.goal_ids:
+            return self.victim.logits([self.prompt(slot_text)])[0]
+        (prompt,) = self.victim.tokenizer.encode([self.prompt(slot_text)])
+        ids = prompt + self.goal_ids
+        mask = np.arange(WIDTH) < len(ids)
+        row = np.pad(np.array(ids, np.int32), (0, WIDTH - len(ids)))
+        scores = whole_scores(self.victim.definition, self.victim.params, row[None], mask[None])
+        return np.asarray(scores)[0, len(prompt) - 1 : len(ids) - 1]
+
     def loss(self, slot_texts):
-        logits = self.victim.logits([self.prompt(text) for text in slot_texts])
-        return cross_entropy(logits, self.example.target_label)
+        return np.array([self._loss(self.logits(text)) for text in slot_texts])
+
+    def _loss(self, logits):
+        if not self.goal_ids:
+            return cross_entropy(logits, self.example.target_label)
+        return np.mean([cross_entropy(*pair) for pair in zip(logits, self.goal_ids, strict=True)])
+
+    def success(self, slot_text):
+        answer = self.logits(slot_text).argmax(-1)
+        return answer.tolist() == self.goal_ids if self.goal_ids else answer != self.example.label
 
     def is_clean(self, slot):
         """Whether the slot is what the tokenizer makes of its text, alone and in its prompt."""
@@ -62,12 +90,14 @@ class Reference:
         return alone == slot and whole == self.before_ids + slot + self.after_ids
 
     def gradient(self, slot):
-        ids = self.before_ids + slot + self.after_ids
+        prompt = self.before_ids + slot + self.after_ids
+        ids, wanted = prompt + self.goal_ids, self.goal_ids or [self.example.target_label]
+        read = len(prompt) - 1 + np.arange(len(wanted))
         mask = np.arange(WIDTH) < len(ids)
         ids = np.pad(np.array(ids, np.int32), (0, WIDTH - len(ids)))
         definition = self.victim.definition
         one_hot = np.eye(definition.config.vocab, dtype=np.float32)[slot]
-        arguments = (one_hot, ids, mask, len(self.before_ids), self.example.target_label)
+        arguments = (one_hot, ids, mask, len(self.before_ids), read, np.array(wanted))
         return np.asarray(slot_gradient(definition, self.victim.params, *arguments))
 
     def candidates(self, slot, iteration):
@@ -106,8 +136,7 @@ def assert_follows_gcg(victim, example, kinds, attack, seed, record, start):
             assert victim.tokenizer.decode([slot]) == [step.slot_text]
         (loss,) = reference.loss([step.slot_text])
         np.testing.assert_allclose(step.loss, loss, rtol=0, atol=TOLERANCE)
-        logits = victim.logits([reference.prompt(step.slot_text)])
-        assert step.success == (int(logits.argmax()) != example.label)
+        assert step.success == reference.success(step.slot_text)
 
 
 def assert_reports_what_was_scored(victim, example, kinds, position, record):
@@ -118,11 +147,18 @@ def assert_reports_what_was_scored(victim, example, kinds, position, record):
     before_ids, after_ids, whole = victim.tokenizer.encode([before, after, record.attacked_text])
     assert whole[: len(before_ids)] == before_ids
     assert whole[len(whole) - len(after_ids) :] == after_ids
-    (logits,) = victim.logits([record.attacked_text])
-    np.testing.assert_allclose(record.logits, logits, rtol=0, atol=TOLERANCE)
-    (loss,) = cross_entropy(logits[None], example.target_label)
+    reference = Reference(victim, example, kinds, None, 0, position)
+    logits = reference.logits(slot_text)
+    if reference.goal_ids:
+        assert record.logits is None
+        losses = [cross_entropy(*pair) for pair in zip(logits, reference.goal_ids, strict=True)]
+        np.testing.assert_allclose(record.target_logprobs, -np.array(losses), atol=TOLERANCE)
+    else:
+        assert record.target_logprobs is None
+        np.testing.assert_allclose(record.logits, logits, rtol=0, atol=TOLERANCE)
+    (loss,) = reference.loss([slot_text])
     np.testing.assert_allclose(record.iterations[-1].loss, loss, rtol=0, atol=TOLERANCE)
-    assert record.success == (int(logits.argmax()) != example.label)
+    assert record.success == reference.success(slot_text)
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -157,9 +193,8 @@ def assert_follows_random_token(victim, example, kinds, attack, seed, record):
     reference = Reference(victim, example, kinds, attack, seed)
     slots, thrown_away = plain_random_token(victim, example, kinds, attack, seed)
     texts = victim.tokenizer.decode(slots)
-    logits = victim.logits([reference.prompt(text) for text in texts])
-    losses = cross_entropy(logits, example.target_label)
-    success = logits.argmax(-1) != example.label
+    losses = reference.loss(texts)
+    success = np.array([reference.success(text) for text in texts])
     end = int(success.argmax()) if success.any() else attack.num_iterations - 1
     shown = [min(i, end) for i in range(attack.num_iterations)]
 
@@ -170,6 +205,6 @@ def assert_follows_random_token(victim, example, kinds, attack, seed, record):
     assert {step.num_valid for step in record.iterations} == {1}
     assert record.num_retokenised == thrown_away
     # By the convention every iteration is scored, those after the first success too.
-    prompt = len(reference.before_ids) + len(reference.after_ids)
+    prompt = len(reference.before_ids) + len(reference.after_ids) + len(reference.goal_ids)
     tokens = sum(prompt + len(slot) for slot in slots)
     assert record.flops_algorithmic == 2 * victim.num_params * tokens

@@ -145,9 +145,12 @@ def test_only_allowed_tokens_are_proposed_and_each_replacement_once(toy):
     slots = gcg.init(run)
     (function, arguments, _), _ = gcg.programs(attack, run)
 
-    _, proposed = function(*arguments[:3], slots, *arguments[4:])
+    _, _, proposed = function(*arguments[:3], slots, *arguments[4:])
 
-    for slot, rows in zip(np.asarray(slots), np.asarray(proposed), strict=True):
+    assert (np.diff(proposed.places) >= 0).all()
+    differs = np.asarray(proposed.slots) != np.asarray(slots)[:, None]
+    assert not (differs & (np.arange(2) != np.asarray(proposed.places)[..., None])).any()
+    for slot, rows in zip(np.asarray(slots), np.asarray(proposed.slots), strict=True):
         expected = {(letter, slot[1]) for letter in range(1, 13)}
         expected |= {(slot[0], letter) for letter in range(1, 13)}
         assert set(map(tuple, rows)) == expected
@@ -225,7 +228,7 @@ def test_nothing_is_compiled_after_the_first_iteration(tiny_tokenizer):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
-    assert {"encode_prefix", "propose", "score"} <= set(traced)
+    assert {"encode_prefix", "propose", "score_replacements"} <= set(traced)
     assert counts[0][0] <= 5, compiled
     assert len(counts) == 2 * ATTACK.num_iterations
     assert len(set(counts)) == 1, (compiled, traced)
@@ -255,7 +258,7 @@ def test_letting_programs_go_between_batches_changes_nothing(
         ({"num_tokens": 0}, "num_tokens=0"),
         ({"num_candidates": 0}, "num_candidates=0"),
         ({"top_k": 0}, "top_k=0"),
-        ({"candidate_chunk": 0}, "candidate_chunk=0"),
+        ({"candidate_chunk": -1}, "candidate_chunk=-1 must not"),
         ({"num_iterations": True}, "num_iterations=True"),
         ({"num_tokens": 2, "top_k": 4, "num_candidates": 9}, "num_candidates=9.*8 replacements"),
         ({"num_candidates": 128, "candidate_chunk": 48}, "candidate_chunk=48 does not divide"),
@@ -297,7 +300,7 @@ def test_ties_take_the_first_candidate_and_invalid_ones_never_win():
     np.testing.assert_array_equal(got.slots, [[2, 3], [92, 93]])
     np.testing.assert_allclose(got.loss, [0.5, 0.8])
     np.testing.assert_array_equal(got.success, [False, False])
-    np.testing.assert_array_equal(got.logits, [[2, 3], [-1, -1]])
+    np.testing.assert_array_equal(got.answer, [[2, 3], [-1, -1]])
     np.testing.assert_array_equal(got.num_valid, [3, 0])
 
 

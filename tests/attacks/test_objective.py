@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.attacks.objective import PromptBatch, attack_loss, judge, score
+from robustjax.attacks.objective import ClassGoal, TextGoal, attack_loss, judge, score
 from tests.attacks.reference import cross_entropy
 from tests.attacks.tiny import ATTACK, INSERT, make_run
 
@@ -45,18 +45,8 @@ def test_the_loss_of_a_hopeless_slot_is_finite_and_has_a_gradient():
 def test_success_means_that_another_class_comes_first():
     logits = jnp.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 2.0], [1.0, 1.0, 0.0]]])
     logits = jnp.concatenate([logits, logits])
-    unused = jnp.zeros((2, 1), jnp.int32)
-    batch = PromptBatch(
-        example_id=jnp.zeros(2, jnp.uint32),
-        before=unused,
-        before_mask=unused == 0,
-        after=unused,
-        after_mask=unused == 0,
-        label=jnp.array([0, 1]),
-        target=jnp.array([1, 2]),
-    )
 
-    scores = judge(logits, batch)
+    scores = judge(logits[:, :, None], ClassGoal(jnp.array([0, 1]), jnp.array([1, 2])))
 
     # On ties the first class answers, as numpy's argmax has it. Any wrong class is a success.
     np.testing.assert_array_equal(
@@ -67,9 +57,31 @@ def test_success_means_that_another_class_comes_first():
         np.testing.assert_allclose(scores.loss[row], expected, rtol=1e-6)
 
 
+def test_a_text_is_reached_when_each_of_its_tokens_comes_first():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    tokens, mask = np.array([[1, 4, 0, 0], [2, 2, 3, 1]]), np.array([[1, 1, 0, 0], [1] * 4], bool)
+    for row, said in ((0, (1, 4)), (1, (2, 2, 3, 1))):
+        for place, token in enumerate(said):  # the first candidate says it, the second but the last
+            logits[row, 0, place, token] += 9
+            logits[row, 1, place, token] += 9 * (place < len(said) - 1) - 9 * (
+                place == len(said) - 1
+            )
+
+    scores = judge(jnp.asarray(logits), TextGoal(jnp.asarray(tokens), jnp.asarray(mask)))
+
+    assert scores.success[:, :2].tolist() == [[True, False], [True, False]]
+    for row, count in ((0, 2), (1, 4)):
+        for one in range(3):
+            losses = [cross_entropy(logits[row, one, g], tokens[row, g]) for g in range(count)]
+            np.testing.assert_allclose(scores.loss[row, one], np.mean(losses), rtol=1e-6)
+            np.testing.assert_allclose(-scores.answer[row, one, :count], losses, rtol=1e-5)
+            assert not scores.answer[row, one, count:].any()
+
+
 def test_a_chunk_must_divide_the_slots(victim, examples):
     run = make_run(victim, examples[:4], ATTACK, INSERT)
     slots = jnp.ones((4, 6, 4), jnp.int32)
 
     with pytest.raises(ValueError, match="chunk 4 does not divide 6"):
-        score(victim.definition, victim.params, run.prefix, run.batch, slots, slots > 0, chunk=4)
+        score(victim.definition, victim.params, (run.prefix,), run.batch, slots, slots > 0, chunk=4)

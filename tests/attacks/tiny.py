@@ -46,9 +46,21 @@ TEXTS_BY_POSITION = {
 }
 
 
-def make_victim(tokenizer, *, classes=2, context=512, vocab=512, mesh=None, width=16, weights=1.0):
+def make_victim(
+    tokenizer,
+    *,
+    classes=2,
+    context=512,
+    vocab=512,
+    mesh=None,
+    width=16,
+    weights=1.0,
+    head="classifier",
+    config=None,
+    scanned=False,
+):
     """A victim with large, frozen weights, so that tokens matter."""
-    config = GPTNeoXConfig(
+    config = config or GPTNeoXConfig(
         vocab=vocab,
         width=width,
         layers=2,
@@ -57,7 +69,7 @@ def make_victim(tokenizer, *, classes=2, context=512, vocab=512, mesh=None, widt
         context=context,
         rotary_fraction=0.5,
     )
-    definition = Definition(config, num_classes=classes)
+    definition = Definition(config, head=head, num_classes=classes, scanned=scanned)
     params = jax.tree.map(lambda leaf: weights * leaf, make_params(definition))
     mesh = make_mesh(mesh or MeshConfig())
     params = place_params(params, definition, mesh, AxisRules())
@@ -75,6 +87,8 @@ def make_examples(victim, texts=TEXTS, kinds=INSERT, first_id=10):
         examples.append(
             Example(first_id + index, instructions, content, ANSWER_PROMPT, 0, 1, " A", " B")
         )
+    if victim.definition.head == "lm":
+        return examples
     answers = victim.logits([example.text for example in examples]).argmax(-1)
     classes = victim.definition.num_classes
     return [
@@ -88,14 +102,7 @@ def make_run(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG):
     prompts, failures = prepare(victim, examples, kinds, attack, seed)
     assert not failures
     (batch,) = plan(prompts, config)
-    filler = (batch.prompts[-1],) * (config.batch_size - len(prompts))
-    return BatchRun(
-        victim,
-        batch.prompts + filler,
-        before_width=batch.before_width,
-        after_width=batch.after_width,
-        seed=seed,
-    )
+    return BatchRun(victim, batch, config.batch_size, seed)
 
 
 def letters_tokenizer(letters="abcdefghijkl", special="<|endoftext|>", extra=()):

@@ -1,5 +1,7 @@
 """Counted compute against counts by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -104,23 +106,31 @@ def test_executed_flops_of_scoring_are_the_hand_count(tiny_tokenizer):
     prefix, tail = run.batch.before.shape[1], ATTACK.num_tokens + run.batch.after.shape[1]
     project, rest = linear_terms(config)
     attend = 2 * config.width * (prefix + tail)  # of one query: scores and mixing
-    first_block = tail * (project + rest + attend)
-    last_block = tail * project + rest + attend  # only the last token goes on
     head = config.width * victim.definition.num_classes
+
+    def of_a_row(run_tokens):
+        first_block = run_tokens * (project + rest + attend)
+        last_block = run_tokens * project + rest + attend  # only the last token goes on
+        return first_block + last_block + head
+
+    starts = gcg.starts(ATTACK, run.num_allowed)
+    assert len(starts) == 4 and starts[0] == 0 < starts[-1]
 
     propose, score = gcg.programs(ATTACK, run)
 
     assert score.runs == propose.runs == ATTACK.num_iterations
-    assert executed_flops(score.function, *score.arguments) == 2 * rows * (
-        first_block + last_block + head
-    )
+    per_part = [2 * rows // 4 * of_a_row(tail - start) for start in starts]
+    assert executed_flops(score.function, *score.arguments) == sum(per_part)
+    whole = dataclasses.replace(ATTACK, candidate_chunk=ATTACK.num_candidates)
+    (_, score) = gcg.programs(whole, run)
+    assert executed_flops(score.function, *score.arguments) == 2 * rows * of_a_row(tail)
 
 
-def test_executed_flops_do_not_depend_on_chunks(tiny_tokenizer):
+def test_executed_flops_do_not_depend_on_chunks_of_a_part(tiny_tokenizer):
     victim = make_victim(tiny_tokenizer)
     run = make_run(victim, make_examples(victim)[:4], ATTACK)
     counts = set()
-    for chunk in (1, 4, 16):
+    for chunk in (1, 2, 4):
         attack = gcg.GCG(num_tokens=4, num_candidates=16, top_k=8, candidate_chunk=chunk)
         (_, score) = gcg.programs(attack, run)
         counts.add(executed_flops(score.function, *score.arguments))

@@ -43,6 +43,8 @@ def make_record(example_id=0, successes=(False, True), **changes):
         "flops_algorithmic": 100,
         "flops_executed": 150,
         "failure": None,
+        "target_logprobs": None,
+        "clean_target_logprobs": [-0.5, -3.25],
     }
     return AttackRecord(**{**fields, **changes})
 

@@ -1,0 +1,90 @@
+"""What a victim says to clean texts, before anybody attacks it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from robustjax.attacks import search
+from robustjax.attacks.frame import BatchRun
+from robustjax.attacks.objective import score
+from robustjax.attacks.retokenize import SlotText
+from robustjax.attacks.search import SearchConfig
+from robustjax.data.prompts import Example
+from robustjax.models.victim import Victim
+
+
+class Answer(NamedTuple):
+    """What the victim says to a clean text, or why it cannot be asked.
+
+    Attributes:
+        correct: whether a classifier names the right class, or a language model does not go on with
+            the text that the attack wants.
+        logits: of the classes; empty for a language model.
+        target_logprobs: log-probabilities of that text's tokens; None for a classifier.
+        failure: the reason, or None.
+    """
+
+    correct: bool
+    logits: list[float]
+    target_logprobs: list[float] | None
+    failure: str | None
+
+
+def clean_answers(
+    victim: Victim, examples: Sequence[Example], config: SearchConfig
+) -> dict[int, Answer]:
+    """The victim's answers by example id, in the order of the examples."""
+    rows = victim.tokenizer.encode([example.text for example in examples])
+    fits = [1 <= len(row) <= victim.context for row in rows]
+    asked = [(example, row) for example, row, fit in zip(examples, rows, fits, strict=True) if fit]
+    ask = _ask_language_model if victim.definition.head == "lm" else _ask_classifier
+    answers = ask(victim, asked, config)
+    for example, row, fit in zip(examples, rows, fits, strict=True):
+        if not fit:
+            reason = (
+                f"the text has {len(row)} tokens; between 1 and the model's context of "
+                f"{victim.context} are possible"
+            )
+            answers[example.example_id] = Answer(False, [], None, reason)
+    return {example.example_id: answers[example.example_id] for example in examples}
+
+
+def _ask_classifier(
+    victim: Victim, asked: Sequence[tuple[Example, Sequence[int]]], config: SearchConfig
+) -> dict[int, Answer]:
+    scores = victim.logits_of_ids([row for _, row in asked])
+    return {
+        example.example_id: Answer(bool(one.argmax() == example.label), one.tolist(), None, None)
+        for (example, _), one in zip(asked, scores, strict=True)
+    }
+
+
+def _ask_language_model(
+    victim: Victim, asked: Sequence[tuple[Example, Sequence[int]]], config: SearchConfig
+) -> dict[int, Answer]:
+    """Scores prompts as an attack does, with a slot of no tokens before the last."""
+    answers, prompts = {}, []
+    for example, row in asked:
+        prompt = search.with_goal(victim, example, SlotText.of_ids(row[:-1], row[-1:]))
+        if isinstance(prompt, str):
+            answers[example.example_id] = Answer(False, [], None, prompt)
+        else:
+            prompts.append(prompt)
+    for batch in search.plan(prompts, config):
+        run = BatchRun(victim, batch, config.batch_size, seed=0)
+        empty = (len(run.prompts), 1, 0)
+        scores = score(
+            victim.definition,
+            victim.params,
+            (run.prefix,),
+            run.batch,
+            run.put(np.zeros(empty, np.int32)),
+            run.put(np.zeros(empty, bool)),
+            chunk=1,
+        )
+        success, logprobs = np.asarray(scores.success)[:, 0], np.asarray(scores.answer)[:, 0]
+        for place, prompt in enumerate(batch.prompts):
+            kept = logprobs[place, : len(prompt.goal_ids)].tolist()
+            answers[prompt.example.example_id] = Answer(not success[place], [], kept, None)
+    return answers
