@@ -89,18 +89,27 @@ def attack_loss(
     This form does not saturate: once the target leads by 17 nats, ``logsumexp - logit`` is rounding
     noise in float32, while this one still ranks slots.
     """
-    classes = logits.shape[-1]
-    is_target = jax.nn.one_hot(target, classes, dtype=bool)
-    aimed = jnp.where(is_target, logits, 0.0).sum(-1)
-    others = jax.nn.logsumexp(jnp.where(is_target, -jnp.inf, logits), axis=-1)
-    return jax.nn.softplus(others - aimed)
+    place = jnp.broadcast_to(target, logits.shape[:-1])[..., None]
+    aimed = jnp.take_along_axis(logits, place, axis=-1)[..., 0]
+    others = _without(logits, place)
+    # Written out, and not by one-hot products, so that each line is one pass over a vocabulary.
+    top = jax.lax.stop_gradient(others.max(-1))
+    sums = jnp.exp(others - top[..., None]).sum(-1)
+    return jax.nn.softplus(jnp.log(sums) + top - aimed)
+
+
+def _without(logits: Float[Array, "*batch N"], place: Int[Array, "*batch 1"]) -> Array:
+    """The logits with one of each row left out."""
+    index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where(index == place, -jnp.inf, logits)
 
 
 def judge(logits: Float[Array, "B C R N"], goal: Goal) -> Scores:
     """Loss and success of what was read.
 
     A class: loss toward the target, success against the true label (the first maximum answers).
-    A text: mean loss of its tokens, success if each is the most likely one after those before it.
+    A text: mean loss of its tokens, success if each is likelier than any other after those before
+    it (a tie is no success).
     """
     shape = logits.shape[:2]
     if isinstance(goal, ClassGoal):
@@ -111,8 +120,10 @@ def judge(logits: Float[Array, "B C R N"], goal: Goal) -> Scores:
     tokens = jnp.broadcast_to(goal.tokens[:, None], logits.shape[:3])
     mask = jnp.broadcast_to(goal.mask[:, None], logits.shape[:3])
     losses = jnp.where(mask, attack_loss(logits, tokens), 0.0)
-    success = ((logits.argmax(-1) == tokens) | ~mask).all(-1)
-    return Scores(losses.sum(-1) / mask.sum(-1), success, -losses)
+    # Comparing with the maximum takes a fifth of the time of finding its place.
+    place = tokens[..., None]
+    leads = jnp.take_along_axis(logits, place, axis=-1)[..., 0] > _without(logits, place).max(-1)
+    return Scores(losses.sum(-1) / mask.sum(-1), (leads | ~mask).all(-1), -losses)
 
 
 class Tail(NamedTuple):
