@@ -21,7 +21,8 @@ test: $(VENV)/.dev ## the fast tests
 verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several processes
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.parity ## measured figures, one line of JSON each
+bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line of JSON each
+	$(BIN)/python -m benchmarks.gcg_vs_nanogcg $(VENV)-nanogcg/bin/python
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.load_time
 	$(BIN)/python -m benchmarks.checkpoint_time
@@ -58,4 +59,10 @@ $(VENV)/.dev: $(VENV)/.installed
 
 $(VENV)/.parity: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	@touch $@
+
+# What we are compared with needs other versions of the same libraries.
+$(VENV)-nanogcg/.installed: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-nanogcg
+	$(VENV)-nanogcg/bin/python -m pip install --quiet nanogcg==0.3.0 torch==2.13.0 'transformers<4.48'
 	@touch $@

@@ -40,23 +40,25 @@ def run_attack(
     instructions: str = "",
     answer_prompt: str = ANSWER_PROMPT,
     chunk_kinds: tuple[ChunkKind, ...] | None = None,
-    config: SearchConfig = search.DEFAULT_CONFIG,
+    config: SearchConfig | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> AttackResult:
     """Attacks the examples that the victim answers correctly.
 
     Args:
         victim: the model.
-        examples: mappings with `text` and integer `label`, rows in the record format of
-            `robustjax.data.prompts.ROW_FIELDS`, or `Example`s. A mapping's place is its
-            `example_id`.
+        examples: mappings with `text` and integer `label` (for a language model, with `text` and
+            `target`: the text that it should be made to go on with, leading space included), rows
+            in the record format of `robustjax.data.prompts.ROW_FIELDS`, or `Example`s. A mapping's
+            place is its `example_id`.
         attack: the attack's settings.
         seed: keys all randomness, together with the example's id.
         instructions: put before every `text`.
         answer_prompt: put after every `text`.
         chunk_kinds: what may be attacked. By default the attack is inserted into the last content
             chunk.
-        config: how the search is cut into programs.
+        config: how the search is cut into programs; by default batches of 16 examples, or of all if
+            there are fewer.
         path: a file of records to write; the same call continues it after an interruption.
 
     Raises:
@@ -66,9 +68,8 @@ def run_attack(
         raise UserError(f"seed={seed!r} must be an integer from 0 to 2**32 - 1")
     if not examples:
         raise UserError("examples is empty: give at least one")
-    num_classes = victim.definition.num_classes
     chosen = [
-        _example(value, index, num_classes, instructions, answer_prompt)
+        _example(value, index, victim, instructions, answer_prompt)
         for index, value in enumerate(examples)
     ]
     found, _ = attack_examples(
@@ -77,7 +78,7 @@ def run_attack(
         _chunk_kinds(chosen) if chunk_kinds is None else chunk_kinds,
         attack,
         seed=seed,
-        config=config,
+        config=_batches_for(chosen) if config is None else config,
         path=path,
     )
     by_id = {record.example_id: record for record in found}
@@ -86,18 +87,34 @@ def run_attack(
     return AttackResult(summary["attack_success_rate"], ordered, summary)
 
 
+def _batches_for(examples: Sequence[Example]) -> SearchConfig:
+    usual = search.DEFAULT_CONFIG
+    return dataclasses.replace(usual, batch_size=min(usual.batch_size, len(examples)))
+
+
 def _example(
-    value: Any, index: int, num_classes: int, instructions: str, answer_prompt: str
+    value: Any, index: int, victim: Victim, instructions: str, answer_prompt: str
 ) -> Example:
+    num_classes, is_lm = victim.definition.num_classes, victim.definition.head == "lm"
     try:
         if isinstance(value, Example):
             example = value
         elif not isinstance(value, Mapping):
             raise UserError(f"is {type(value).__name__}: expected a mapping or an Example")
+        elif is_lm and "text" in value and "target" in value:
+            answers = ("", value["target"])
+            example = _plain_example(value, index, (0, 1), answers, instructions, answer_prompt)
+        elif is_lm and "proxy_gen_target" not in value:
+            raise UserError("has no target: the text that the language model should go on with")
         elif "text" in value and "label" in value:
-            example = _plain_example(value, index, num_classes, instructions, answer_prompt)
+            label = require_label("label", value["label"])
+            labels = (label, (label + 1) % num_classes)
+            answers = (f" CLASS{labels[0]}", f" CLASS{labels[1]}")
+            example = _plain_example(value, index, labels, answers, instructions, answer_prompt)
         else:
             example = Example.from_row(value, index)
+        if is_lm:
+            return example
         for name in ("label", "target_label"):
             if getattr(example, name) >= num_classes:
                 raise UserError(
@@ -109,19 +126,23 @@ def _example(
 
 
 def _plain_example(
-    value: Mapping[str, Any], index: int, num_classes: int, instructions: str, answer_prompt: str
+    value: Mapping[str, Any],
+    index: int,
+    labels: tuple[int, int],
+    answers: tuple[Any, Any],
+    instructions: str,
+    answer_prompt: str,
 ) -> Example:
-    label = require_label("label", value["label"])
-    target = (label + 1) % num_classes
+    """Of a true and a wanted label, and the texts of both answers."""
     return Example.from_row(
         {
             "instructions": instructions,
             "content": [value["text"]],
             "answer_prompt": answer_prompt,
-            "clf_label": label,
-            "proxy_clf_label": target,
-            "gen_target": f" CLASS{label}",
-            "proxy_gen_target": f" CLASS{target}",
+            "clf_label": labels[0],
+            "proxy_clf_label": labels[1],
+            "gen_target": answers[0],
+            "proxy_gen_target": answers[1],
         },
         index,
     )

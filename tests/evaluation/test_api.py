@@ -7,6 +7,7 @@ import pytest
 import robustjax
 from robustjax.data.prompts import ANSWER_PROMPT, ChunkKind
 from robustjax.errors import UserError
+from robustjax.evaluation import api as module
 from robustjax.evaluation.api import AttackResult, run_attack
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.evaluation.records import read_records, summarise
@@ -61,6 +62,25 @@ def test_every_form_of_an_example_is_attacked_alike(victim):
             result.success_rate = 1.0
 
 
+def test_a_language_model_is_given_the_texts_it_should_go_on_with(tiny_tokenizer):
+    model = make_victim(tiny_tokenizer, head="lm")
+    examples = [
+        dataclasses.replace(e, label=0, target_label=1, gen_target="", proxy_gen_target=" yes")
+        for e in make_examples(model, TEXTS[:2], first_id=0)
+    ]
+    expected, _ = attack_examples(model, examples, INSERT, ATTACK, seed=5, config=CONFIG)
+    mappings = [{"text": e.content[0], "target": " yes"} for e in examples]
+
+    for given in (mappings, [row(e) for e in examples], examples):
+        result = run_attack(model, given, ATTACK, 5, instructions="Is it spam?\n\n", config=CONFIG)
+        assert result.records == expected
+        assert all(record.target_logprobs for record in result.records)
+    with pytest.raises(UserError, match=r"examples\[0\]: has no target: the text that"):
+        run_attack(model, [{"text": "a", "label": 0}], ATTACK)
+    with pytest.raises(UserError, match=r"examples\[0\]: field 'proxy_gen_target' is 3"):
+        run_attack(model, [{"text": "a", "target": 3}], ATTACK)
+
+
 def test_records_come_in_the_order_of_the_examples(victim):
     examples = make_examples(victim, TEXTS[:4], first_id=0)
     wrong = dataclasses.replace(examples[3], label=1 - examples[3].label)
@@ -108,6 +128,21 @@ def test_another_chunk_can_be_chosen(victim):
     (record,) = result.records
     slot = record.iterations[-1].slot_text
     assert record.attacked_text == example.instructions + slot + ANSWER_PROMPT
+
+
+def test_few_examples_make_a_small_batch(victim, monkeypatch):
+    sizes = []
+    original = module.attack_examples
+
+    def watched(*arguments, config, **options):
+        sizes.append(config.batch_size)
+        return original(*arguments, config=config, **options)
+
+    monkeypatch.setattr(module, "attack_examples", watched)
+    run_attack(victim, make_examples(victim, TEXTS[:2], first_id=0), ATTACK)
+    few = dataclasses.replace(ATTACK, num_iterations=1)
+    run_attack(victim, make_examples(victim, TEXTS[:6] * 3, first_id=0), few)
+    assert sizes == [2, 16]
 
 
 def test_a_path_holds_the_records(victim, tmp_path):
