@@ -11,7 +11,13 @@ NANO = {
     },
     "nano-80k": {
         "finetune": {"num_train": 16_000, "epochs": 3, "learning_rate": 3e-3},
-        "advtrain": {"examples": 2000, "sample": 4000, "epochs": 3, "learning_rate": 2e-3},
+        "advtrain": {
+            "examples": 2000,
+            "sample": 5000,
+            "adversarial": 0.7,
+            "epochs": 3,
+            "learning_rate": 3e-3,
+        },
     },
     "nano-230k": {
         "finetune": {"num_train": 12_000, "epochs": 1, "learning_rate": 3e-3},
