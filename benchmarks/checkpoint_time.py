@@ -15,7 +15,7 @@ import time
 import jax
 
 from robustjax.data.tokens import train_byte_bpe
-from robustjax.models.registry import scaling_point
+from robustjax.models.registry import layer_loop, scaling_point
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim, init_params
 from robustjax.runtime.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ from robustjax.training.loop import TrainConfig, start
 
 def main() -> None:
     point = scaling_point(sys.argv[1] if len(sys.argv) > 1 else "pythia-160m")
-    definition = Definition(point.config, scanned=point.scanned)
+    definition = Definition(point.config, **layer_loop(point.config))
     mesh, rules = make_mesh(MeshConfig()), AxisRules()
     params = init_params(definition, 0, mesh, rules)
     tokenizer = train_byte_bpe(["some text to learn merges from"], 280)

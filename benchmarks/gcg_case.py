@@ -24,7 +24,7 @@ class Case:
     """What both sides are given.
 
     Attributes:
-        before: text of ``prefix_tokens`` tokens.
+        before: text before the slot.
         slot: text of ten tokens to start from.
         after: text between the slot and the target.
         target: text of one token.
@@ -34,7 +34,6 @@ class Case:
     slot: str
     after: str
     target: str
-    prefix_tokens: int
 
     def write(self, folder: Path) -> None:
         """Puts the case beside the model."""
@@ -60,7 +59,7 @@ def write_case(point: str, folder: Path, prefix_tokens: int, tokenizer: Tokenize
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    case = Case(_text_of(tokenizer, prefix_tokens), SLOT, AFTER, TARGET, prefix_tokens)
+    case = Case(_text_of(tokenizer, prefix_tokens), SLOT, AFTER, TARGET)
     case.write(folder)
     return case
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from robustjax.models.registry import POINTS, scaling_point
+from robustjax.models.registry import POINTS, layer_loop, scaling_point
 from robustjax.models.transformer import Definition
 from tests.models.parity import compare, padded, realistic_params
 from tests.models.torch_twin import TorchTwin
@@ -39,7 +39,7 @@ def measure(name: str) -> dict:
     config = point.config
     if point.classifier_params > MOST_WEIGHTS:  # the vocabulary takes no part in class scores
         config = dataclasses.replace(config, layers=2, vocab=512)
-    definition = Definition(config, scanned=point.scanned)
+    definition = Definition(config, **layer_loop(point.config))
     params = realistic_params(definition)
     with tempfile.TemporaryDirectory() as folder:
         twin = TorchTwin(Path(folder), definition, params)

@@ -35,7 +35,7 @@ class PointConfig:
         advtrain: adversarial training by name of the run (usually the training attack).
         search: how evaluation attacks are cut into programs.
         numerics: number formats.
-        remat: what training computes again in the backward pass; None takes what the registry says.
+        remat: what training computes again in the backward pass; None takes what suits the model.
     """
 
     finetune: FinetuneConfig

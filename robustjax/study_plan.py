@@ -179,7 +179,7 @@ class Planner:
                 "point": point,
                 "seed": seed,
                 "numerics": describe(settings.numerics),
-                "remat": settings.remat or registry.scaling_point(point).remat,
+                "remat": self._layers(point, settings)["remat"],
                 "finetune": _without(settings.finetune, "checkpoint_every"),
             },
             lambda folder: self._finetune(folder, point, settings, seed),
@@ -266,8 +266,7 @@ class Planner:
             facts.config,
             num_classes=self.task.num_classes,
             numerics=settings.numerics,
-            scanned=facts.scanned,
-            remat=settings.remat or facts.remat,
+            **self._layers(point, settings),
         )
         return Victim(
             point,
@@ -278,6 +277,12 @@ class Planner:
             self._mesh,
             self._rules,
         )
+
+    @staticmethod
+    def _layers(point: str, settings: PointConfig) -> dict[str, Any]:
+        """How the layers are run: as suits the model, unless the config says otherwise."""
+        usual = registry.layer_loop(registry.scaling_point(point).config)
+        return usual | ({} if settings.remat is None else {"remat": settings.remat})
 
     def _finetune_folder(self, point: str, seed: int) -> Path:
         return self._workdir / "finetune" / f"{point}-s{seed}"

@@ -42,6 +42,7 @@ def most_parts(count: int) -> int:
     return next(parts for parts in range(_MOST_PARTS, 0, -1) if count % parts == 0)
 
 
+@functools.lru_cache(maxsize=64)  # asked for in every iteration
 def part_starts(num_tokens: int, top_k: int, count: int, chunk: int) -> tuple[int, ...]:
     """From which slot position on each part of the candidates is run; ascending, the first 0.
 

@@ -29,9 +29,9 @@ from robustjax.models.hf_load import (
 from robustjax.models.hf_names import Slot, head_name, leaf_at, slots
 from robustjax.models.hf_save import DEFAULT_SHARD_BYTES, save_hugging_face
 from robustjax.models.layers import Numerics
-from robustjax.models.loading import find_folder, layers_of
+from robustjax.models.loading import find_folder
 from robustjax.models.model_folder import find_model, iterate_model, load_model, save_model
-from robustjax.models.registry import POINTS
+from robustjax.models.registry import POINTS, layer_loop
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim
 from robustjax.runtime.files import check_writable, read_json, write_json
@@ -127,7 +127,7 @@ def _to_ours(source: str, target: Path, num_classes: int, seed: int, allow_torch
     if allow_torch_bin and torch_bin.bin_files(folder) and not any(folder.glob("*.safetensors")):
         weights = target / _FROM_TORCH
         _run_torch_bin(folder, weights)
-    definition = _definition(source, folder, weights, num_classes)
+    definition = _definition(folder, weights, num_classes)
     places = slots(definition)
     with Progress(3 * len(places), "convert", unit="tensors") as progress:
         # In a function of its own, so that the model is let go before it is read again.
@@ -171,7 +171,7 @@ def _write_ours(
     return checksum
 
 
-def _definition(source: str, folder: Path, weights: Path, num_classes: int) -> Definition:
+def _definition(folder: Path, weights: Path, num_classes: int) -> Definition:
     """What to make of a Hugging Face folder: its own head, and a type that holds all its types."""
     config = read_hugging_face_config(folder)
     names, found = port_of(config).names, find_tensors(weights)
@@ -199,7 +199,7 @@ def _definition(source: str, folder: Path, weights: Path, num_classes: int) -> D
         head=head,
         num_classes=num_classes or 2,
         numerics=Numerics(param_dtype=dtype),
-        **layers_of(source, config),
+        **layer_loop(config),
     )
 
 

@@ -1,7 +1,7 @@
 """`load_victim`: from the name of a model to something that can be asked and attacked."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -10,7 +10,6 @@ from robustjax.errors import UserError
 from robustjax.models.hf_load import load_hugging_face, read_hugging_face_config
 from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import find_model, load_model
-from robustjax.models.port import ModelConfig
 from robustjax.models.registry import POINTS, layer_loop
 from robustjax.models.transformer import Definition, Remat
 from robustjax.models.victim import Victim
@@ -49,8 +48,8 @@ def load_victim(
         batch_size: texts that `Victim.logits` scores at once.
         head: `"lm"` keeps the language-model head.
         strict: refuses a model without that head.
-        remat: what training computes again in the backward pass; None takes what the scaling point
-            says, or what suits the size of the model.
+        remat: what training computes again in the backward pass; None takes what suits the size of
+            the model (`registry.layer_loop`).
 
     Raises:
         UserError: there is no such model, it cannot be reached, or its files are not what they
@@ -74,20 +73,12 @@ def load_victim(
         head=head,
         num_classes=num_classes,
         numerics=numerics,
-        **layers_of(name, config) | ({} if remat is None else {"remat": remat}),
+        **layer_loop(config) | ({} if remat is None else {"remat": remat}),
     )
     tokenizer = Tokenizer.load(folder)
     params = load_hugging_face(folder, definition, mesh, rules, seed=seed, strict=strict)
     family = definition.port.model_types[0] if point is None else point.family
     return Victim(name, family, definition, params, tokenizer, mesh, rules, batch_size)
-
-
-def layers_of(path_or_point: str, config: ModelConfig) -> dict[str, Any]:
-    """How layers are run, as fields of `Definition`: as the scaling point says, if it is one."""
-    point = POINTS.get(path_or_point)
-    if point is None:
-        return layer_loop(config)
-    return {"scanned": point.scanned, "remat": point.remat}
 
 
 def find_folder(

@@ -13,7 +13,7 @@ from robustjax.errors import UserError
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.port import ModelConfig
 from robustjax.models.qwen2 import Qwen2Config
-from robustjax.models.transformer import Definition, Remat, count_params
+from robustjax.models.transformer import Definition, count_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,6 @@ class ScalingPoint:
         config: the shape.
         classifier_params: weights with a two-class head.
         hub_name: where the published weights are; empty when the point is trained from scratch.
-        scanned: whether layers run under ``lax.scan`` (compile time of many layers) or unrolled
-            (speed of small passes).
-        remat: what training computes again in the backward pass to save memory.
     """
 
     name: str
@@ -36,12 +33,10 @@ class ScalingPoint:
     config: ModelConfig
     classifier_params: int
     hub_name: str = ""
-    scanned: bool = False
-    remat: Remat = "none"
 
 
 def layer_loop(config: ModelConfig) -> dict[str, Any]:
-    """How layers are run, as fields of `Definition`, where no scaling point says otherwise.
+    """How a model's layers are run: the fields ``scanned`` and ``remat`` of its `Definition`.
 
     More than a dozen layers compile slowly unrolled. Such models are also large enough to be short
     of memory in training; from two billion weights on, short of it in earnest.
@@ -52,18 +47,12 @@ def layer_loop(config: ModelConfig) -> dict[str, Any]:
     return {"scanned": True, "remat": "blocks" if is_large else "dots"}
 
 
-def _point(
-    name: str, family: str, config: ModelConfig, classifier_params: int, hub_name: str
-) -> ScalingPoint:
-    return ScalingPoint(name, family, config, classifier_params, hub_name, **layer_loop(config))
-
-
 def _pythia(
     size: str, layers: int, width: int, heads: int, classifier_params: int, vocab: int = 50_304
 ) -> ScalingPoint:
     config = GPTNeoXConfig(vocab=vocab, width=width, layers=layers, heads=heads, hidden=4 * width)
     name = f"pythia-{size}"
-    return _point(name, "pythia", config, classifier_params, f"EleutherAI/{name}")
+    return ScalingPoint(name, "pythia", config, classifier_params, f"EleutherAI/{name}")
 
 
 def _qwen(
@@ -93,8 +82,8 @@ def _qwen(
     instruct = dataclasses.replace(config, norm_epsilon=1e-6)
     hub_name = f"Qwen/Qwen2.5-{size.upper()}"
     return (
-        _point(f"qwen2.5-{size}", "qwen2.5", config, classifier_params, hub_name),
-        _point(
+        ScalingPoint(f"qwen2.5-{size}", "qwen2.5", config, classifier_params, hub_name),
+        ScalingPoint(
             f"qwen2.5-{size}-instruct",
             "qwen2.5-chat",
             instruct,

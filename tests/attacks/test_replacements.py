@@ -82,8 +82,9 @@ def attack_all(victim, examples, attack):
 def late_starts(monkeypatch):
     """Starts that about half of the examples' draws defy."""
     monkeypatch.setattr(replacements, "_ODDS", 0.5)
+    part_starts.cache_clear()
     yield
-    monkeypatch.undo()
+    part_starts.cache_clear()
 
 
 def test_an_example_that_defies_the_odds_is_scored_plainly(victim, examples, late_starts):

@@ -8,7 +8,7 @@ import pytest
 
 from robustjax.errors import UserError
 from robustjax.models import transformer
-from robustjax.models.registry import POINTS, scaling_point
+from robustjax.models.registry import POINTS, layer_loop, scaling_point
 from robustjax.models.transformer import Definition
 from tests.models.tiny import CONFIGS, define
 
@@ -48,7 +48,7 @@ def test_abstract_weights_are_those_of_init(family, scanned, head):
 @pytest.mark.parametrize("name", POINTS)
 def test_definitions_have_the_counts_of_the_registry(name):
     point = POINTS[name]
-    definition = Definition(point.config, scanned=point.scanned)
+    definition = Definition(point.config, **layer_loop(point.config))
     assert transformer.count_params(definition) == point.classifier_params
 
 
@@ -75,6 +75,18 @@ def test_a_tied_head_is_not_counted_twice():
 def test_unknown_points_are_refused():
     with pytest.raises(UserError, match="pythia-13b.*known: .*pythia-12b"):
         scaling_point("pythia-13b")
+
+
+def test_layers_are_run_as_suits_the_model():
+    """Unrolled while they are few; what is computed again grows with the size."""
+    loops = {name: tuple(layer_loop(point.config).values()) for name, point in POINTS.items()}
+    assert {loops[name] for name in ("nano-830k", "pythia-14m", "pythia-160m")} == {(False, "none")}
+    assert {loops[name] for name in ("pythia-410m", "pythia-1.4b", "qwen2.5-1.5b")} == {
+        (True, "dots")
+    }
+    assert {loops[name] for name in ("pythia-2.8b", "pythia-12b", "qwen2.5-72b")} == {
+        (True, "blocks")
+    }
 
 
 def test_the_readme_tells_what_the_registry_knows():

@@ -11,7 +11,7 @@ import pytest
 from robustjax.models import gpt_neox, layers, qwen2
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.qwen2 import Qwen2Config
-from robustjax.models.registry import POINTS
+from robustjax.models.registry import POINTS, layer_loop
 from robustjax.models.transformer import Definition
 from tests.models.parity import compare, padded, realistic_params
 from tests.models.tiny import CONFIGS, VOCAB, define, make_params
@@ -193,7 +193,7 @@ def test_every_mutation_shows(family, tmp_path):
 @pytest.mark.parametrize("name", ["pythia-14m", "pythia-70m", "pythia-160m", "qwen2.5-0.5b"])
 def test_real_shapes(name, tmp_path):
     point = POINTS[name]
-    definition = Definition(point.config, scanned=point.scanned)
+    definition = Definition(point.config, **layer_loop(point.config))
     params = realistic_params(definition)
     twin = TorchTwin(tmp_path, definition, params)
     check(compare(definition, twin, params, *padded("right")))

@@ -1,4 +1,4 @@
-"""Saves checkpoints until it is killed; run by test_checkpoint.py as a process of its own."""
+"""Saves checkpoints until it is killed; test_checkpoint_processes.py runs it in a process."""
 
 import itertools
 import sys

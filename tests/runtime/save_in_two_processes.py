@@ -1,4 +1,4 @@
-"""One of two processes that save and restore together; run by test_checkpoint.py.
+"""One of two processes that save and restore together; run by test_checkpoint_processes.py.
 
 python save_in_two_processes.py FOLDER PORT INDEX
 """

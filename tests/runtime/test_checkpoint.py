@@ -4,12 +4,6 @@ import json
 import logging
 import os
 import pathlib
-import random
-import select
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -32,8 +26,6 @@ from robustjax.runtime.checkpoint import (
     save_params,
 )
 from robustjax.runtime.mesh import MeshConfig, make_mesh
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _tree():
@@ -438,44 +430,6 @@ def test_orbax_is_quiet(tmp_path, capfd, recwarn):
     assert not recwarn.list
 
 
-def _saver(folder, first_step):
-    """Starts a process that saves steps without end, and waits for the first."""
-    script = ROOT / "tests" / "runtime" / "save_in_a_loop.py"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(
-        [sys.executable, script, folder, str(first_step)], stdout=subprocess.PIPE, env=environment
-    )
-    ready, _, _ = select.select([process.stdout], [], [], 60)
-    assert ready, "the saving process did not get to its first step"
-    return process
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    dice = random.Random(0)
-    like = {"weights": np.zeros((300, 1000), np.float32), "step": np.zeros((), np.int32)}
-    torn = 0
-    first = 0
-    for _ in range(6):
-        process = _saver(tmp_path, first)
-        time.sleep(dice.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        printed = [int(line) for line in process.stdout.read().split()]
-        process.wait()
-        process.stdout.close()
-        checkpoints = Checkpoints(tmp_path)
-        latest = checkpoints.latest_step()
-        torn += len(os.listdir(tmp_path)) > 1
-        if latest is None and printed == [first] == [0]:
-            continue  # killed while the very first was written
-        # The step before the last one begun is there; the kill may have come before printing.
-        assert latest in (printed[-1] - 1, printed[-1], printed[-1] + 1)
-        step, arrays, metadata = checkpoints.restore(like)
-        assert step == latest == metadata["step"] == arrays["step"]
-        assert (arrays["weights"] == step).all()
-        first = latest + 1
-    assert torn, "no kill fell into a save, so this proved nothing"
-
-
 def test_the_marker_lists_every_file(tmp_path):
     _save(tmp_path, 0, _tree(), {})
     folder = tmp_path / "00000000"
@@ -483,30 +437,3 @@ def test_the_marker_lists_every_file(tmp_path):
     there = {path.relative_to(folder).as_posix() for path in _files(folder)}
     assert marker["files"].keys() == there - {"COMPLETE.json"}
     assert marker["arrays"]["params.layers.mlp.kernel"] == ["bfloat16", [2, 3, 4]]
-
-
-@pytest.mark.slow
-def test_two_processes_save_their_shards_and_read_them_back(tmp_path):
-    script = ROOT / "tests" / "runtime" / "save_in_two_processes.py"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, tmp_path, port, str(index)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and "same" in output, output
-    assert sorted(os.listdir(tmp_path)) == ["00000003", "00000004", "model"]
-    like = {"weights": np.zeros((8, 1000), np.float32)}
-    for step in (3, 4):  # one process reads what two have written
-        _, arrays, _ = Checkpoints(tmp_path).restore(like, step=step)
-        expected = np.arange(8000, dtype=np.float32).reshape(8, 1000) + 0.5 * step
-        np.testing.assert_array_equal(arrays["weights"], expected)
