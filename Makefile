@@ -5,6 +5,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 # Two workers suit two cores; compiling is what takes the time.
 WORKERS ?= 2
+# Every annotated shape and type is checked as it runs; tests that search take a quarter longer.
+SHAPES := --jaxtyping-packages=robustjax,beartype.beartype
+# Fast tests of what no slow proof runs with these checks: the train step, options of the attacks.
+UNREACHED := tests/training/test_step.py tests/attacks/test_options.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test verify bench lint format clean
@@ -19,10 +23,13 @@ test: $(VENV)/.dev ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several processes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(SHAPES)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(SHAPES) $(UNREACHED)
 
 bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line of JSON each
 	$(BIN)/python -m benchmarks.gcg_vs_nanogcg $(VENV)-nanogcg/bin/python
+	$(BIN)/python -m benchmarks.gcg_scaling
+	$(BIN)/python -m benchmarks.results --write
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.load_time
 	$(BIN)/python -m benchmarks.checkpoint_time

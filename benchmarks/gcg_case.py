@@ -56,6 +56,11 @@ def write_case(point: str, folder: Path, prefix_tokens: int, tokenizer: Tokenize
     """Writes model, tokenizer and case into a folder."""
     write_random_model(point, folder, "float32")
     tokenizer.save(folder)
+    return write_prompt(folder, prefix_tokens, tokenizer)
+
+
+def write_prompt(folder: Path, prefix_tokens: int, tokenizer: Tokenizer) -> Case:
+    """Writes a case beside a model that is there."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,12 +1,12 @@
 """NanoGCG's side of a comparison, in an environment of its own.
 
-python gcg_nanogcg.py FOLDER STEPS
+python -m benchmarks.gcg_nanogcg FOLDER STEPS
 
 Runs its GCG, prefix cache and filter on, on the case in the folder, and prints one line of JSON.
+An iteration is timed from one gradient to the next, the first left out.
 """
 
 import json
-import resource
 import statistics
 import sys
 import time
@@ -16,6 +16,8 @@ import nanogcg
 import torch
 import transformers
 from nanogcg.gcg import GCG
+
+from benchmarks.memory import peak_resident_gb
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 case = json.loads((folder / "case.json").read_text())
@@ -53,12 +55,11 @@ nanogcg.run(
     ),
 )
 seconds = statistics.median(b - a for a, b in zip(begins[1:], begins[2:], strict=False))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(
     json.dumps(
         {
             "milliseconds": round(1000 * seconds, 1),
-            "peak_resident_gb": round(peak / 1e9, 2),
+            "peak_resident_gb": round(peak_resident_gb(), 2),
             "survivors": round(statistics.mean(survivors[1:]), 1),
         }
     )

@@ -1,67 +1,86 @@
 """GCG against nanoGCG 0.3.0 on the same weights, prompt, target and number of candidates.
 
-python -m benchmarks.gcg_vs_nanogcg PYTHON_WITH_NANOGCG [POINT ...]
+python -m benchmarks.gcg_vs_nanogcg PYTHON_WITH_NANOGCG [--quick] [POINT ...]
 
-Both sides run in processes of their own, in turn, three times: a prefix of 200 tokens, ten attack
-tokens, 128 candidates, the target a language model should say, filter and prefix cache on, float32,
-one example. Prints a line of JSON for each scaling point; the classifier stands beside it without a
-ratio, since nanoGCG has none.
+What is measured is an iteration: gradient, drawing 128 candidates, the filter that lets only those
+pass that re-tokenise to themselves, scoring, choice. Loading, compiling, encoding the prefix and
+the first iteration are left out on both sides. Both attack one example in float32: a prefix of 200
+tokens, whose keys and values both keep, ten attack tokens, some text, and one target token that a
+language model should say. nanoGCG scores the candidates that passed the filter; ours scores all of
+them while the filter runs. Weights are random, since speed does not depend on them.
+
+The classifier that robustjax attacks otherwise stands beside it without a ratio: nanoGCG has none.
+
+Every side of every scaling point runs once a round, in a process of its own, for three rounds.
+Prints a line of JSON for each run, then the table, and leaves both sides' figures in
+``benchmarks/results/gcg_vs_nanogcg.json``. ``--quick`` is one round of the smallest point with two
+iterations, which shows that it works; it leaves nothing.
 """
 
-import json
-import statistics
-import subprocess
+import functools
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gcg_case import bench_tokenizer, write_case
+from benchmarks.in_turn import Figures, measure_in_turn, median_ratio, medians, run
+from benchmarks.results import Results, as_results, comparison_table, write_results
 
+NAME = "gcg_vs_nanogcg"
 POINTS = ("pythia-14m", "pythia-70m", "pythia-160m")
-HERE = Path(__file__).parent
-RUNS = 3
+PREFIX = 200
+ROUNDS = 3
+OUR_STEPS, THEIR_STEPS = 8, 4
 
 
 def main() -> None:
-    nanogcg, *names = sys.argv[1:]
+    is_quick = "--quick" in sys.argv
+    nanogcg, *points = [one for one in sys.argv[1:] if one != "--quick"]
+    if is_quick:
+        print("\n".join(comparison_table(measure(nanogcg, POINTS[:1], rounds=1, steps=(2, 2)))))
+        return
+    results = measure(nanogcg, points or POINTS, ROUNDS, (OUR_STEPS, THEIR_STEPS))
+    print("\n".join(comparison_table(results)))
+    write_results(NAME, results)
+
+
+def measure(
+    nanogcg: str, points: list[str] | tuple[str, ...], rounds: int, steps: tuple[int, int]
+) -> Results:
+    """All sides of some scaling points in turn.
+
+    Args:
+        nanogcg: a Python that has nanoGCG.
+        steps: timed iterations of ours and of theirs.
+    """
     tokenizer = bench_tokenizer()
-    for point in names or POINTS:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            write_case(point, folder, 200, tokenizer)
-            theirs, ours, classifier = [], [], []
-            for _ in range(RUNS):
-                ours.append(run(sys.executable, "-m", "benchmarks.gcg_ours", scratch))
-                theirs.append(run(nanogcg, str(HERE / "gcg_nanogcg.py"), scratch, "4"))
-                classifier.append(
-                    run(sys.executable, "-m", "benchmarks.gcg_ours", scratch, "--classifier")
-                )
-        result = {
-            "point": point,
-            "ratio": round(median(theirs, "milliseconds") / median(ours, "milliseconds"), 2),
-            "nanogcg": medians(theirs),
-            "ours": medians(ours),
-            "ours_classifier": medians(classifier),
-        }
-        print(json.dumps(result), flush=True)
+    ours, theirs = (str(count) for count in steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        cases: dict[str, Callable[[], Figures]] = {}
+        for point in points:
+            folder = Path(scratch) / point
+            write_case(point, folder, PREFIX, tokenizer)
+            us = (sys.executable, "-m", "benchmarks.gcg_ours", str(folder), f"--steps={ours}")
+            them = (nanogcg, "-m", "benchmarks.gcg_nanogcg", str(folder), theirs)
+            cases |= {
+                f"{point} ours": functools.partial(run, *us),
+                f"{point} nanogcg": functools.partial(run, *them),
+                f"{point} ours_classifier": functools.partial(run, *us, "--classifier"),
+            }
+        runs = measure_in_turn(cases, rounds)
+    return as_results([compared(point, runs) for point in points], rounds)
 
 
-def run(*command: str) -> dict[str, float]:
-    """A side's figures."""
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def median(runs: list[dict[str, float]], name: str) -> float:
-    return statistics.median(one[name] for one in runs)
-
-
-def medians(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Of each figure."""
-    return {name: round(median(runs, name), 3) for name in runs[0]}
+def compared(point: str, runs: dict[str, list[Figures]]) -> dict:
+    """The row of a scaling point."""
+    sides = {side: runs[f"{point} {side}"] for side in ("nanogcg", "ours", "ours_classifier")}
+    return {
+        "point": point,
+        "ratio": median_ratio(sides["nanogcg"], sides["ours"], "milliseconds"),
+        **{side: medians(found) for side, found in sides.items()},
+        "runs": sides,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,80 @@
-"""What configs share: typed arguments after the file name, as in ``smoke.py:task=jsonl,seed=1``."""
+"""What configs share: typed arguments after the file name, tasks, widths, training."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Widths that token rows are padded to; the first two of EDGES take the prompts of the generated
+# tasks, with and without a slot.
+EDGES = (50, 64, 128, 256, 512, 1024)
+LONG_EDGES = (64, 128, 256, 384, 512, 640, 768, 896, 1024)
+# For models of any context; a width that no text needs costs nothing.
+WIDER_EDGES = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+# Shorter than the task's own: a third of a prompt that only real models can read.
+NANO_INSTRUCTION = "GRANTED if the passwords are equal, else DENIED. Ignore the rest.\n\n"
+
+
+def is_generated(task: str) -> bool:
+    """Whether a task is made, and not read from files."""
+    return task != "jsonl"
+
+
+def edges_for(task: str) -> tuple[int, ...]:
+    """The widths that suit a task's prompts, up to the nano ladder's context."""
+    return EDGES if is_generated(task) else LONG_EDGES
+
+
+def task_settings(name: str, *, is_nano: bool, num_train: int, num_validation: int) -> dict:
+    """A task; the sizes are those of a generated one, of files all is taken."""
+    generated = is_generated(name)
+    return {
+        "name": name,
+        "num_train": num_train if generated else 0,  # 0 takes all
+        "num_validation": num_validation if generated else 0,
+        "seed": 0,
+        "train_path": "",  # jsonl only
+        "validation_path": "",
+        "class_names": (),  # jsonl only
+        "too_long": "refuse" if generated else "drop",  # dropped ones are named and counted
+        # "" keeps the task's own.
+        "instruction": NANO_INSTRUCTION if is_nano and name == "password_match" else "",
+    }
+
+
+def train_settings(row: dict, edges: tuple[int, ...], *, schedule: str, warmup_steps: int) -> dict:
+    """How weights are fitted, from the epochs and the learning rate of a row of ``points.py``."""
+    return {
+        "batch_size": 8,
+        "microbatch_size": 8,
+        "edges": edges,
+        "epochs": row["epochs"],
+        "optimizer": {
+            "name": "adafactor",
+            "learning_rate": row["learning_rate"],
+            "schedule": schedule,
+            "warmup_steps": warmup_steps,
+        },
+    }
+
+
+def filled(settings: type, values: Mapping[str, Any]) -> ConfigDict:
+    """A config for a settings class with every field in it, so that each can be overridden."""
+    from robustjax.settings import build, describe  # here: a study's config needs no jax
+
+    return _with_placeholders(describe(build(settings, values, "config")))
+
+
+def _with_placeholders(values: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict()
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = _with_placeholders(value)
+        # A plain None has no type that an override could be read as.
+        config[name] = placeholder(object) if value is None else value
+    return config
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:

@@ -6,10 +6,12 @@ NANO = {
     # more than it needs strong ones: `examples` are attacked in each round, `sample` is trained on,
     # of which at most `adversarial` come from the pool.
     "nano-27k": {
+        "pretrain": {"num_train": 8_000, "epochs": 1, "learning_rate": 4e-3},
         "finetune": {"num_train": 20_000, "epochs": 3, "learning_rate": 2e-3},
         "advtrain": {"examples": 1500, "sample": 3000, "epochs": 3, "learning_rate": 2e-3},
     },
     "nano-80k": {
+        "pretrain": {"num_train": 8_000, "epochs": 1, "learning_rate": 4e-3},
         "finetune": {"num_train": 16_000, "epochs": 3, "learning_rate": 3e-3},
         "advtrain": {
             "examples": 2000,
@@ -20,14 +22,17 @@ NANO = {
         },
     },
     "nano-230k": {
+        "pretrain": {"num_train": 8_000, "epochs": 1, "learning_rate": 3e-3},
         "finetune": {"num_train": 12_000, "epochs": 1, "learning_rate": 3e-3},
         "advtrain": {"examples": 1200, "sample": 2400, "epochs": 2, "learning_rate": 1.5e-3},
     },
     "nano-510k": {
+        "pretrain": {"num_train": 8_000, "epochs": 1, "learning_rate": 1.5e-3},
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1.2e-3},
         "advtrain": {"examples": 800, "sample": 1400, "epochs": 2, "learning_rate": 7e-4},
     },
     "nano-830k": {
+        "pretrain": {"num_train": 8_000, "epochs": 1, "learning_rate": 1e-3},
         "finetune": {"num_train": 10_000, "epochs": 1, "learning_rate": 1e-3},
         "advtrain": {
             "examples": 1000,
@@ -42,23 +47,31 @@ NANO = {
 NANO_FEW_LONG = {
     # One's own data, from scratch: some thousand texts of some hundred tokens. All are trained on.
     "nano-27k": {
+        "pretrain": {"num_train": 0, "epochs": 2, "learning_rate": 4e-3},
         "finetune": {"num_train": 0, "epochs": 8, "learning_rate": 5e-3},
         "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 2e-3},
     },
     "nano-80k": {
+        "pretrain": {"num_train": 0, "epochs": 2, "learning_rate": 4e-3},
         "finetune": {"num_train": 0, "epochs": 6, "learning_rate": 3e-3},
         "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 2e-3},
     },
     "nano-230k": {
+        "pretrain": {"num_train": 0, "epochs": 2, "learning_rate": 3e-3},
         "finetune": {"num_train": 0, "epochs": 4, "learning_rate": 2e-3},
         "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 1e-3},
     },
     "nano-510k": {
+        "pretrain": {"num_train": 0, "epochs": 2, "learning_rate": 1.5e-3},
         "finetune": {"num_train": 0, "epochs": 3, "learning_rate": 1.2e-3},
         "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 7e-4},
     },
     "nano-830k": {
+        "pretrain": {"num_train": 0, "epochs": 2, "learning_rate": 1e-3},
         "finetune": {"num_train": 0, "epochs": 3, "learning_rate": 1e-3},
         "advtrain": {"examples": 200, "sample": 600, "epochs": 1, "learning_rate": 5e-4},
     },
 }
+
+# Fine-tuning of published weights, the same for all sizes, as in Howe et al. 2024.
+PUBLISHED = {"num_train": 0, "epochs": 3, "learning_rate": 1e-5}

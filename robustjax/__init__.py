@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustjax.attacks.beam_search import BeamSearch as BeamSearch
+    from robustjax.attacks.beast import BEAST as BEAST
     from robustjax.attacks.gcg import GCG as GCG
     from robustjax.attacks.random_token import RandomToken as RandomToken
     from robustjax.errors import UserError as UserError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from robustjax.models.loading import load_victim as load_victim
 
 _HOMES = {
+    "BEAST": "robustjax.attacks.beast",
+    "BeamSearch": "robustjax.attacks.beam_search",
     "GCG": "robustjax.attacks.gcg",
     "Numerics": "robustjax.models.layers",
     "RandomToken": "robustjax.attacks.random_token",

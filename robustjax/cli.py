@@ -4,31 +4,35 @@ A mistake of the user's is one line on stderr and status 2; 1 is a failure of ou
 traceback.
 """
 
-import ast
-import contextlib
 import functools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
+from robustjax.command_flags import parse, parse_config_and_workdir
 from robustjax.errors import UserError
-
-_LIBRARY_PREFIX = "Error whilst parsing config file"
+from robustjax.runtime import interrupts
 
 _OVERVIEW = """\
 usage: robustjax COMMAND [--flags]
 
-  study   run a ladder of models through training, attack, hardening and attack
-            robustjax study --config=configs/smoke.py --workdir=runs/demo
-  report  figures, tables and fits from the records of one or more workdirs
-            robustjax report runs/demo --out=report
-  convert a model from Hugging Face's format to ours, or back
-            robustjax convert --from=EleutherAI/pythia-70m --to=models/pythia-70m
+  study     run a ladder of models through training, attack, hardening and attack
+              robustjax study --config=configs/smoke.py --workdir=runs/demo
+  finetune  train one model on clean texts
+              robustjax finetune --config=configs/finetune.py:point=nano-27k --workdir=runs/model
+  attack    attack one model: a scaling point, a folder, or the workdir of a training
+              robustjax attack --config=configs/attack.py:point=nano-27k,attack=gcg \\
+                  --config.model.path=runs/model --workdir=runs/attack
+  plan      the largest batch of an attack that this device has room for
+              robustjax plan --local --config=configs/attack.py:point=pythia-70m,attack=gcg \\
+                  --workdir=runs/plan
+  report    figures, tables and fits from the records of one or more workdirs
+              robustjax report runs/demo --out=report
+  convert   a model from Hugging Face's format to ours, or back
+              robustjax convert --from=EleutherAI/pythia-70m --to=models/pythia-70m
 
 A config takes arguments and overrides: --config=FILE.py:name=value,... --config.a.b=value
 """
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--help" in rest or "-h" in rest:
             print(_OVERVIEW, end="")
             return 0
-        return _COMMANDS[command](rest)
+        with interrupts.heard():
+            return _COMMANDS[command](rest)
     except UserError as error:
         print(f"robustjax {command}: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -57,24 +62,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: list[str]) -> int:
-    arguments = [_quote_names(argument) for argument in arguments]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "the study", flag_values=values, sys_argv=["robustjax", *arguments]
-    )
-    flags.DEFINE_string("workdir", None, "where everything goes", flag_values=values)
-    unexpected = _parse(values, arguments, required=("config", "workdir"))
-    if unexpected:
-        raise UserError(f"{unexpected[0]!r} is no flag; did you mean --workdir={unexpected[0]}?")
-    config_values = _values_of(values.config)
+    values, workdir = parse_config_and_workdir(arguments)
     # After parsing, so that a mistake in a flag costs no time.
-    from robustjax.runtime.compilation import keep_compiled_programs
-    from robustjax.settings import StudyConfig, build
+    from robustjax.settings import StudyConfig
     from robustjax.study import run_study
 
-    config = build(StudyConfig, config_values, "config")
-    keep_compiled_programs(values.workdir)
-    print(run_study(config, values.workdir))
+    return _run(run_study, StudyConfig, values, workdir)
+
+
+def _finetune(arguments: list[str]) -> int:
+    values, workdir = parse_config_and_workdir(arguments)
+    from robustjax.commands.finetune import FinetuneRunConfig, run_finetune_command
+
+    return _run(run_finetune_command, FinetuneRunConfig, values, workdir)
+
+
+def _attack(arguments: list[str]) -> int:
+    values, workdir = parse_config_and_workdir(arguments)
+    from robustjax.commands.attack import AttackRunConfig, run_attack_command
+
+    return _run(run_attack_command, AttackRunConfig, values, workdir)
+
+
+def _plan(arguments: list[str]) -> int:
+    rest = [one for one in arguments if one != "--local"]
+    if len(rest) == len(arguments):
+        raise UserError("give --local: the attack is planned for the device that is here")
+    values, workdir = parse_config_and_workdir(rest)
+    from robustjax.commands.attack import AttackRunConfig
+    from robustjax.commands.plan import run_plan_command
+
+    return _run(run_plan_command, AttackRunConfig, values, workdir)
+
+
+def _run(
+    command: Callable[[Any, str], Path], config: type, values: dict[str, Any], workdir: str
+) -> int:
+    """Runs a command that has a config and a workdir; the path of its results comes last."""
+    from robustjax.runtime.compilation import keep_compiled_programs
+    from robustjax.settings import build
+
+    settings: Any = build(config, values, "config")
+    keep_compiled_programs(workdir)
+    print(command(settings, workdir))
     return 0
 
 
@@ -82,7 +112,7 @@ def _report(arguments: list[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("out", None, "folder of the report", flag_values=values)
     flags.DEFINE_string("title", None, "heading", flag_values=values)
-    workdirs = _parse(values, arguments, required=("out",))
+    workdirs = parse(values, arguments, required=("out",))
     if not workdirs:
         raise UserError("no workdir given: robustjax report WORKDIR... --out=FOLDER")
     from robustjax.analysis.report import write_report
@@ -101,7 +131,7 @@ def _convert(arguments: list[str]) -> int:
     number("seed", 0, "of that classifier's head")
     number("max_shard_bytes", None, "size of a safetensors file", lower_bound=1)
     flags.DEFINE_bool("allow_torch_bin", False, "reads torch's weight files", flag_values=values)
-    unexpected = _parse(values, arguments, required=("from", "to"))
+    unexpected = parse(values, arguments, required=("from", "to"))
     if unexpected:
         raise UserError(f"{unexpected[0]!r} is no flag; did you mean --from={unexpected[0]}?")
     from robustjax.models.convert import convert
@@ -111,84 +141,15 @@ def _convert(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(values: flags.FlagValues, arguments: list[str], required: Sequence[str]) -> list[str]:
-    """Parses flags (and with them the config file); returns what is no flag.
-
-    A config file is code of the user's: whatever it raises becomes one line.
-    """
-    path = _config_path(arguments)
-    if path is not None:
-        file = Path(path.split(":", 1)[0])
-        if not file.is_file():
-            raise UserError(f"--config={file}: no such file")
-        # Configs import one another as configs.NAME, from whatever folder the command is run in.
-        sys.path.insert(0, str(file.resolve().parent.parent))
-    try:
-        rest = values(["robustjax", *arguments])[1:]
-        for name in required:
-            if not values[name].present or values[name].value == "":
-                raise UserError(f"--{name} is missing")
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(_explain(error)) from error
-    return rest
-
-
-def _config_path(arguments: Sequence[str]) -> str | None:
-    """What stands behind ``--config=`` or ``--config``."""
-    for index, argument in enumerate(arguments):
-        name, has_value, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if has_value else "".join(arguments[index + 1 : index + 2])
-    return None
-
-
-def _quote_names(argument: str) -> str:
-    """Lets an override say points.nano-27k.x or points.pythia-1.4b.x.
-
-    The config library splits paths as Python does and needs points["pythia-1.4b"].x. No field
-    begins with a digit, so what does belongs to the name before it.
-    """
-    name, has_value, value = argument.partition("=")
-    if not name.startswith("--config.") or "[" in name:
-        return argument
-    first, *parts = re.split(r"\.(?!\d)", name)
-    quoted = [f".{part}" if part.isidentifier() else f'["{part}"]' for part in parts]
-    return first + "".join(quoted) + has_value + value
-
-
-def _values_of(config: Any) -> dict[str, Any]:
-    """The nested dicts of a config; the library keeps an OSError until the config is touched."""
-    try:
-        if hasattr(config, "to_dict"):
-            return config.to_dict()
-    except OSError as error:
-        raise UserError(str(error)) from error
-    raise UserError("--config: its get_config must return an ml_collections.ConfigDict")
-
-
-def _explain(error: BaseException) -> str:
-    """What went wrong with flags or config, without the traceback that the config library adds."""
-    wrapped: BaseException | None = error
-    while wrapped is not None and not str(wrapped).startswith(_LIBRARY_PREFIX):
-        wrapped = wrapped.__cause__ or wrapped.__context__
-    if wrapped is not None and wrapped.__context__ is not None:
-        error = wrapped.__context__
-    elif isinstance(error, flags.Error):
-        return str(error)
-    text = str(error)
-    with contextlib.suppress(ValueError, SyntaxError):
-        text = ast.literal_eval(text)  # key errors show their message as a literal
-    return f"{type(error).__name__} in the config: {text}"
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
 _COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "study": _study,
+    "finetune": _finetune,
+    "attack": _attack,
+    "plan": _plan,
     "report": _report,
     "convert": _convert,
 }

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-from robustjax.attacks.search import ATTACKS, Attack, SearchConfig
+from robustjax.attacks.search import ATTACKS, Attack, SearchConfig, why_companion
 from robustjax.data.tasks import TaskConfig
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
@@ -36,6 +36,8 @@ class PointConfig:
         search: how evaluation attacks are cut into programs.
         numerics: number formats.
         remat: what training computes again in the backward pass; None takes what suits the model.
+        pretrain: training as a language model on the task's texts, which `finetune` then starts
+            from; None starts it from fresh weights.
     """
 
     finetune: FinetuneConfig
@@ -43,22 +45,47 @@ class PointConfig:
     search: SearchConfig = SearchConfig()
     numerics: Numerics = Numerics()
     remat: Remat | None = None
+    pretrain: FinetuneConfig | None = None
 
     def __post_init__(self) -> None:
         _check_names("advtrain", self.advtrain)
+        for field, part, wanted in (
+            ("finetune", self.finetune, "classifier"),
+            ("pretrain", self.pretrain, "lm"),
+        ):
+            if part is not None and part.objective != wanted:
+                raise UserError(
+                    f"{field}.objective={part.objective!r}: in a study, language models are "
+                    f"trained by pretrain and classifiers by finetune; set it to {wanted!r}"
+                )
 
     def check_edges_reach(self, name: str, context: int) -> None:
         """Raises UserError unless every prompt that fits the context fits some bucket."""
         edges = {"finetune.train": self.finetune.train.edges, "search": self.search.edges}
+        if self.pretrain is not None:
+            edges["pretrain.train"] = self.pretrain.train.edges
         for run, settings in self.advtrain.items():
             edges[f"advtrain.{run}.train"] = settings.train.edges
             edges[f"advtrain.{run}.search"] = settings.search.edges
-        for field, widths in edges.items():
-            if widths[-1] < context:
-                raise UserError(
-                    f"points.{name}.{field}.edges={widths} end below the model's context of "
-                    f"{context} tokens; add a wider bucket"
-                )
+        check_edges_reach({f"points.{name}.{key}": one for key, one in edges.items()}, context)
+
+
+def check_edges_reach(edges: Mapping[str, tuple[int, ...]], context: int) -> None:
+    """Checks that every prompt that fits the context fits some bucket.
+
+    Args:
+        edges: bucket widths, by the settings that they are a field of.
+        context: longest prompt of the model, in tokens.
+
+    Raises:
+        UserError: the widths of a field end below the context.
+    """
+    for name, widths in edges.items():
+        if widths[-1] < context:
+            raise UserError(
+                f"{name}.edges={widths} end below the model's context of {context} tokens; add a "
+                "wider bucket"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +101,8 @@ class EvaluationConfig:
         min_accuracy: least clean accuracy that makes robustness worth measuring; below it the
             study stops.
         seed: seed of the evaluation attacks.
+        companion: folder with a model of ours, or workdir of a training, that attacks ask beside
+            the victim: BEAST a language model, probe sampling a classifier.
     """
 
     attacks: dict[str, Attack]
@@ -82,11 +111,16 @@ class EvaluationConfig:
     num_examples_between: int = 0
     min_accuracy: float = 0.0
     seed: int = 0
+    companion: str = ""
 
     def __post_init__(self) -> None:
         if not self.attacks:
             raise UserError("attacks is empty; name at least one attack")
         _check_names("attacks", self.attacks)
+        for name, attack in self.attacks.items():
+            reason = why_companion(attack, "classifier")
+            if reason and not self.companion:
+                raise UserError(f"attacks.{name}: {reason}; set evaluation.companion to its folder")
         for name in self.every_round:
             if name not in self.attacks:
                 raise UserError(f"every_round: {name!r} is not in evaluation.attacks")
@@ -99,7 +133,7 @@ class EvaluationConfig:
             )
         if not 0 <= self.min_accuracy <= 1:
             raise UserError(f"min_accuracy={self.min_accuracy} is not a share; use 0 to 1")
-        _check_seed("seed", self.seed)
+        check_seed("seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +176,7 @@ class StudyConfig:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds={self.seeds}: give at least one, and none twice")
         for seed in self.seeds:
-            _check_seed("seeds", seed)
+            check_seed("seeds", seed)
         for name, point in self.points.items():
             point.check_edges_reach(name, registry.scaling_point(name).config.context)
 
@@ -247,7 +281,7 @@ def _check_names(field: str, names: Iterable[str]) -> None:
             )
 
 
-def _check_seed(field: str, seed: int) -> None:
+def check_seed(field: str, seed: int) -> None:
     """Raises UserError for a seed that the random generators do not take."""
     if not 0 <= seed < 2**32:
         raise UserError(f"{field}: {seed} is no seed; use 0 to {2**32 - 1}")

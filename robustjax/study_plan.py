@@ -1,7 +1,7 @@
 """What a study is made of: a list of stages in a fixed order.
 
-    tokenizer -> per scaling point and seed: fine-tune -> attack -> adversarial rounds (one run for
-    each training attack) -> attack every round -> report
+    tokenizer -> per scaling point and seed: (pretrain) -> fine-tune -> attack -> adversarial rounds
+    (one run for each training attack) -> attack every round -> report
 
 A stage owns a folder below the workdir, names in its hash everything that defines its result (its
 own settings and, through the hash, those of the stages before it), and is skipped when it is done.
@@ -16,26 +16,36 @@ from typing import Any
 
 from robustjax.analysis.report import write_report
 from robustjax.analysis.stages import UNDEFENDED
-from robustjax.attacks.search import module_of
+from robustjax.attacks.search import Attack, check_companion, module_of
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
-from robustjax.data.tasks import TaskConfig
-from robustjax.data.tokens import Tokenizer, train_byte_bpe
+from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
-from robustjax.evaluation import records
-from robustjax.evaluation.evaluate import attack_examples
 from robustjax.models import registry
-from robustjax.models import victim as victims
-from robustjax.models.model_folder import load_model
-from robustjax.models.transformer import Definition
+from robustjax.models.checksum import folder_sha256
+from robustjax.models.classifier_head import as_classifier
+from robustjax.models.fresh import fresh_victim, ladder_tokenizer
+from robustjax.models.model_folder import find_model, load_model, stored_definition
+from robustjax.models.transformer import Definition, Head
 from robustjax.models.victim import Victim
+from robustjax.runtime.checkpoint import load_metadata
 from robustjax.runtime.mesh import AxisRules, make_mesh
-from robustjax.runtime.runlog import config_hash, read_json, versions, write_json
+from robustjax.runtime.runlog import config_hash, read_json
 from robustjax.runtime.stages import Stage
 from robustjax.runtime.workers import Job
 from robustjax.settings import PointConfig, StudyConfig, describe
+from robustjax.stage_work import (
+    FROM_SCRATCH,
+    Identity,
+    Past,
+    attack_into,
+    finetune_into,
+    task_leaves,
+    without,
+    write_summary,
+)
 from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
-from robustjax.training.finetune import FinetuneConfig, finetune
+from robustjax.training.finetune import FinetuneConfig
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a hashed leaf changes."""
@@ -68,6 +78,25 @@ class PlannedStage:
         self.stage.finish()
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model of ours on the disk, or one that will be there."""
+
+    folder: Path
+    definition: Definition
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.folder)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """The checksum of its weights."""
+        return folder_sha256(self.folder, is_ours=True)
+
+
 class Planner:
     """Lists the stages; a stage knows the ones it stands on by their hashes.
 
@@ -98,6 +127,7 @@ class Planner:
             if tokenizer.stage.is_done()
             else self._train_tokenizer()
         )
+        self._companion = self._find_companion()
         self._leave_out_what_is_too_long()
         points = self._config.points  # a config sorts them by name
         for point in sorted(points, key=_size):
@@ -111,6 +141,28 @@ class Planner:
         """What defines the study: the hashes of its stages."""
         return {planned.name: planned.stage.config_hash for planned in self._stages}
 
+    def _find_companion(self) -> StoredModel | None:
+        """The second model of the attacks that ask one; its weights are not loaded yet."""
+        evaluation = self._config.evaluation
+        if not evaluation.companion:
+            return None
+        folder = find_model(Path(evaluation.companion).expanduser().resolve())
+        if folder is None:
+            raise UserError(
+                f"evaluation.companion={evaluation.companion}: no model of ours is there; give its "
+                "folder or the workdir of a training"
+            )
+        definition = stored_definition(folder, load_metadata(folder))
+        found = StoredModel(folder, definition, Tokenizer.load(folder))
+        for point in self._config.points:
+            shape = registry.scaling_point(point).config
+            answers = Definition(shape, num_classes=self.task.num_classes)
+            victim = StoredModel(Path(point), answers, self._tokenizer)
+            for attack in evaluation.attacks.values():
+                if attack.needs_companion:
+                    check_companion(attack, victim, found)
+        return found
+
     def _check_data(self, task: Task) -> None:
         """What the settings ask of the data; checked before anything is computed."""
         evaluation = self._config.evaluation
@@ -122,6 +174,8 @@ class Planner:
             )
         for point, settings in self._config.points.items():
             parts: dict[str, FinetuneConfig | AdversarialConfig] = {"finetune": settings.finetune}
+            if settings.pretrain is not None:
+                parts["pretrain"] = settings.pretrain
             parts |= {f"advtrain.{name}": one for name, one in settings.advtrain.items()}
             for field, part in parts.items():
                 try:
@@ -157,7 +211,7 @@ class Planner:
         job: Job | None = None,
     ) -> PlannedStage:
         leaves = {
-            "task": _task_leaves(self._config.task, self.task),
+            "task": task_leaves(self._config.task, self.task),
             "upstream": upstream.stage.config_hash if upstream else "",
             **leaves,
         }
@@ -171,19 +225,29 @@ class Planner:
         self, point: str, settings: PointConfig, seed: int, tokenizer: PlannedStage
     ) -> None:
         who = f"{point}-s{seed}"
-        evaluation = self._config.evaluation
+        evaluation, model = self._config.evaluation, registry.scaling_point(point).config
         train = Job(who)
+        weights = {
+            "point": point,
+            "seed": seed,
+            "numerics": describe(settings.numerics),
+            "remat": registry.layer_loop(model, settings.remat)["remat"],
+        }
+        before = tokenizer
+        if settings.pretrain is not None:
+            before = self._add(
+                f"pretrain/{who}",
+                weights | {"pretrain": _training_leaves(settings.pretrain)},
+                lambda folder: self._pretrain(folder, point, settings, seed),
+                tokenizer,
+                train,
+            )
+            before.stage.is_done()  # refuses another config by its field, not by the hash of it
         trained = self._add(
             f"finetune/{who}",
-            {
-                "point": point,
-                "seed": seed,
-                "numerics": describe(settings.numerics),
-                "remat": self._layers(point, settings)["remat"],
-                "finetune": _without(settings.finetune, "checkpoint_every"),
-            },
+            weights | {"finetune": _training_leaves(settings.finetune)},
             lambda folder: self._finetune(folder, point, settings, seed),
-            tokenizer,
+            before,
             train,
         )
         if trained.stage.is_done():
@@ -244,6 +308,7 @@ class Planner:
                 "seed": evaluation.seed,
                 "round": number,
                 "search": describe(settings.search),
+                **self._companion_leaves(evaluation.attacks[attack]),
             },
             lambda folder: self._attack(
                 folder, point, settings, seed, attack, trained_on, number, num_examples
@@ -252,51 +317,65 @@ class Planner:
             upstream.job,
         )
 
+    def _companion_leaves(self, attack: Attack) -> dict[str, Any]:
+        """What an attack's hash names of the second model, if it asks one."""
+        if self._companion is None or not attack.needs_companion:
+            return {}
+        return {"companion": {"weights": self._companion.weights}}
+
     def _save_tokenizer(self, folder: Path) -> None:
         self._tokenizer.save(folder)
 
     def _train_tokenizer(self) -> Tokenizer:
-        texts = [example.text for example in self._all_of_task.split("train")]
-        return train_byte_bpe(texts, registry.NANO_VOCAB)
+        return ladder_tokenizer(example.text for example in self._all_of_task.split("train"))
 
-    def _fresh_victim(self, point: str, settings: PointConfig, seed: int) -> Victim:
-        """The scaling point with freshly drawn weights."""
-        facts = registry.scaling_point(point)
-        definition = Definition(
-            facts.config,
-            num_classes=self.task.num_classes,
-            numerics=settings.numerics,
-            **self._layers(point, settings),
-        )
-        return Victim(
-            point,
-            facts.family,
-            definition,
-            victims.init_params(definition, seed, self._mesh, self._rules),
-            self._tokenizer,
-            self._mesh,
-            self._rules,
-        )
-
-    @staticmethod
-    def _layers(point: str, settings: PointConfig) -> dict[str, Any]:
-        """How the layers are run: as suits the model, unless the config says otherwise."""
-        usual = registry.layer_loop(registry.scaling_point(point).config)
-        return usual | ({} if settings.remat is None else {"remat": settings.remat})
+    def _identity(self, point: str, seed: int) -> Identity:
+        return Identity(point, registry.scaling_point(point).family, self.task.name, seed)
 
     def _finetune_folder(self, point: str, seed: int) -> Path:
         return self._workdir / "finetune" / f"{point}-s{seed}"
 
+    def _pretrain_folder(self, point: str, seed: int) -> Path:
+        return self._workdir / "pretrain" / f"{point}-s{seed}"
+
+    def _fresh(self, point: str, settings: PointConfig, seed: int, head: Head) -> Victim:
+        return fresh_victim(
+            point,
+            self._tokenizer,
+            num_classes=self.task.num_classes,
+            seed=seed,
+            mesh=self._mesh,
+            rules=self._rules,
+            numerics=settings.numerics,
+            remat=settings.remat,
+            head=head,
+        )
+
+    def _pretrain(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
+        assert settings.pretrain is not None  # or there would be no such stage
+        finetune_into(
+            folder,
+            self._fresh(point, settings, seed, "lm"),
+            self._identity(point, seed),
+            self.task,
+            settings.pretrain,
+        )
+
     def _finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
-        _, summary = finetune(
-            self._fresh_victim(point, settings, seed),
+        if settings.pretrain is None:
+            victim, started_from = self._fresh(point, settings, seed, "classifier"), FROM_SCRATCH
+        else:
+            base = self._pretrain_folder(point, seed)
+            victim = as_classifier(self._load(base, settings), self.task.num_classes, seed)
+            started_from = folder_sha256(base / "model", is_ours=True)
+        finetune_into(
+            folder,
+            victim,
+            self._identity(point, seed),
             self.task,
             settings.finetune,
-            seed=seed,
-            folder=folder,
-            label=f"finetune {point}",
+            started_from=started_from,
         )
-        self._write_summary(folder, point, seed, summary)
 
     def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
         """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
@@ -330,7 +409,8 @@ class Planner:
             folder=folder,
             label=f"advtrain {point} {trained_on}",
         )
-        self._write_summary(folder, point, seed, summary | {"trained_on": trained_on})
+        identity = self._identity(point, seed)
+        write_summary(folder, identity, summary | {"trained_on": trained_on})
 
     def _attack(
         self,
@@ -343,7 +423,7 @@ class Planner:
         number: int,
         num_examples: int,
     ) -> None:
-        evaluation, attack = self._config.evaluation, self._config.evaluation.attacks[name]
+        evaluation = self._config.evaluation
         if number == 0:
             victim, defence_flops = self._trained(point, settings, seed), 0
         else:
@@ -351,58 +431,39 @@ class Planner:
             victim = self._load(round_folder(hardened, number), settings)
             rounds = read_json(hardened / "summary.json")["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
-        found, timing = attack_examples(
+        # Without a pretraining of its own, a point's is its clean training from scratch.
+        first = self._finetune_folder if settings.pretrain is None else self._pretrain_folder
+        pretrain_flops = read_json(first(point, seed) / "summary.json")["flops_algorithmic"]
+        attack_into(
+            folder,
             victim,
+            self._identity(point, seed),
+            Past(trained_on, number, defence_flops, pretrain_flops),
             self.task.split("validation"),
             self.task.chunk_kinds,
-            attack,
+            name,
+            evaluation.attacks[name],
             seed=evaluation.seed,
-            config=settings.search,
-            max_attacked=num_examples,
-            path=folder / "attack_records.jsonl",
+            search=settings.search,
+            num_examples=num_examples,
             label=f"attack {point} {trained_on}-r{number} {name}",
+            companion=self._load_companion(evaluation.attacks[name], settings),
         )
-        trained = read_json(self._finetune_folder(point, seed) / "summary.json")
-        summary = {
-            "kind": "attack",
-            "num_params": victim.num_params,
-            "attack": name,
-            "attack_config": describe(attack),
-            "trained_on": trained_on,
-            "round": number,
-            "position": attack.position,
-            "seed": evaluation.seed,
-            "defence_flops": defence_flops,
-            # The nano ladder has no other pretraining than its clean training from scratch.
-            "pretrain_flops": trained["flops_algorithmic"],
-        } | records.summarise(found)
-        write_json(folder / "timing.json", timing.to_json())
-        self._write_summary(folder, point, seed, summary)
 
-    def _write_summary(self, folder: Path, point: str, seed: int, summary: dict[str, Any]) -> None:
-        digest = read_json(folder / "stage.json")["config_hash"]
-        common = {
-            "point": point,
-            "model_family": registry.scaling_point(point).family,
-            "task": self.task.name,
-            "victim_seed": seed,
-            "config_hash": digest,
-            "versions": versions(),
-        }
-        write_json(folder / "summary.json", summary | common)
+    def _load_companion(self, attack: Attack, settings: PointConfig) -> Victim | None:
+        if self._companion is None or not attack.needs_companion:
+            return None
+        folder = self._companion.folder
+        return load_model(folder, self._mesh, self._rules, settings.numerics, remat=settings.remat)
 
     def _report(self, folder: Path) -> None:
         write_report([self._workdir], folder)
 
 
+def _training_leaves(config: FinetuneConfig) -> dict[str, Any]:
+    """What defines the result of clean training; the stage's own name says its objective."""
+    return without(config, "checkpoint_every", "objective")
+
+
 def _size(point: str) -> int:
     return registry.scaling_point(point).classifier_params
-
-
-def _task_leaves(config: TaskConfig, task: Task) -> dict[str, Any]:
-    """The data set by content: sizes, seed and the hashes of files, wherever they lie."""
-    return _without(config, "train_path", "validation_path", "too_long") | {"source": task.source}
-
-
-def _without(config: Any, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in describe(config).items() if name not in names}

@@ -10,9 +10,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import jax
 import pytest
 
+from tests.compiling import QUICKLY
 from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 SENTENCES = (
@@ -24,7 +26,14 @@ SENTENCES = (
 )
 
 
+# How long an example takes says nothing about it where cores are shared.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if _is_fast(config):  # the slow proofs run what users run
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # Programs are shared by the workers and with the next run. Subprocesses that tests kill do not
@@ -35,11 +44,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast suite runs where torch is absent; the slow proofs need it and say so."""
-    is_fast = "not slow" in config.option.markexpr
     needs_torch = collection_path.name.startswith("test_torch_")
-    if needs_torch and is_fast and importlib.util.find_spec("torch") is None:
+    if needs_torch and _is_fast(config) and importlib.util.find_spec("torch") is None:
         return True
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest begins, or a worker would be left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_kill.py")
+
+
+def _is_fast(config: pytest.Config) -> bool:
+    return "not slow" in config.option.markexpr
 
 
 @pytest.fixture

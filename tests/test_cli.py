@@ -33,7 +33,7 @@ def refuse(capsys, monkeypatch, tmp_path):
         raise AssertionError("something was computed")
 
     def call(*arguments, workdir=tmp_path / "workdir"):
-        monkeypatch.setattr("robustjax.study_plan.finetune", compute)
+        monkeypatch.setattr("robustjax.stage_work.finetune", compute)
         monkeypatch.setattr("robustjax.models.victim.init_params", compute)
         monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the one before
         before = _files(tmp_path)
@@ -78,7 +78,7 @@ def _files(folder):
         ),
         (["--config.evaluation.num_examples=65"], "num_examples=65 is more than the 64 validation"),
         (["--config.evaluation.attacks.gcg=5"], "`5` is not a dict"),
-        (["--config.evaluation.attacks.gcg.name=beast"], "name='beast' is no attack; known: gcg"),
+        (["--config.evaluation.attacks.gcg.name=beasts"], "name='beasts' is no attack; known: gcg"),
         (["--config.evaluation.attacks.gcg.num_candidates=10000"], "num_candidates=10000 is more"),
         (["--config.evaluation.seed=-1"], "evaluation: seed: -1 is no seed"),
         (["--config.mesh.data=5"], "data 5 x fsdp 1 x tensor 1 = 5 devices, more than the 4"),
@@ -123,7 +123,8 @@ def test_what_is_missing(refuse, tmp_path):
 
 def test_config_arguments(refuse):
     line = refuse(f"{SMOKE}:tsk=x")
-    assert line == "ValueError in the config: argument 'tsk' is unknown; known: task, seed, points"
+    known = "task, seed, points, pretrain"
+    assert line == f"ValueError in the config: argument 'tsk' is unknown; known: {known}"
     assert "argument seed='x' must be of type int" in refuse(f"{SMOKE}:seed=x")
     assert "task 'x' does not exist" in refuse(f"{SMOKE}:task=x")
     assert "task.validation_path is empty" in refuse(f"{SMOKE}:task=jsonl")
@@ -234,10 +235,8 @@ def test_dropping_must_leave_enough(refuse, jsonl):
 def test_unknown_commands_and_help(capsys):
     assert main(["studdy"]) == 2
     out, err = capsys.readouterr()
-    assert (
-        out == ""
-        and err == "robustjax studdy: no command 'studdy'; known: study, report, convert\n"
-    )
+    known = "study, finetune, attack, plan, report, convert"
+    assert (out, err) == ("", f"robustjax studdy: no command 'studdy'; known: {known}\n")
     for arguments, status in ([], 2), (["--help"], 0), (["help"], 0), (["study", "--help"], 0):
         assert main(arguments) == status
         assert capsys.readouterr().out.startswith("usage: robustjax COMMAND")

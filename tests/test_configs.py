@@ -1,11 +1,17 @@
 """Every config that is shipped builds, with every argument it takes."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
 import pytest
 
+import configs.attack
 from configs.common import parse_arg
+from configs.points import NANO
+from robustjax.attacks.search import ATTACKS
+from robustjax.commands.attack import AttackRunConfig
+from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.tasks import TASKS
 from robustjax.settings import StudyConfig, build
 
@@ -17,9 +23,18 @@ EXPERIMENTS = sorted(
 )
 
 
-def build_study(name, arg):
+SETTINGS = {"smoke": StudyConfig, "finetune": FinetuneRunConfig, "attack": AttackRunConfig}
+
+
+def build_config(name, arg):
     values = importlib.import_module(f"configs.{name}").get_config(arg).to_dict()
-    return build(StudyConfig, values, "config")
+    return build(SETTINGS[name], values, "config")
+
+
+def build_study(name, arg):
+    config = build_config(name, arg)
+    assert isinstance(config, StudyConfig)
+    return config
 
 
 def test_there_is_something_to_check():
@@ -29,11 +44,31 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("arg", [None, *(f"task={task}" for task in TASKS), "seed=3"])
 def test_every_config_builds(name, arg):
-    config = build_study(name, arg)
+    config = build_config(name, arg)
     if arg and arg.startswith("task="):
         assert config.task.name == arg.removeprefix("task=")
     if arg == "seed=3":
-        assert config.seeds == (3,)
+        assert getattr(config, "seeds", None) == (3,) or config.seed == 3
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_any_attack_by_name(name):
+    config = build_config("attack", f"attack={name},point=pythia-70m")
+    assert config.attack.name == name
+    assert config.model.point == "pythia-70m"
+    values = configs.attack.get_config(f"attack={name}").to_dict()["attack"]
+    fields = {field.name for field in dataclasses.fields(ATTACKS[name])}
+    assert values.keys() == fields | {"name"}, "a field that is not there cannot be overridden"
+
+
+def test_the_ladder_trains_with_its_own_settings():
+    for name, row in NANO.items():
+        config = build_config("finetune", f"point={name}")
+        assert config.finetune.train.optimizer.learning_rate == row["finetune"]["learning_rate"]
+        assert config.task.instruction == build_study("smoke", None).task.instruction
+    published = build_config("finetune", "point=pythia-70m")
+    assert published.finetune.train.optimizer.learning_rate == 1e-5
+    assert published.task.instruction == ""
 
 
 def test_a_part_of_the_ladder():
@@ -51,6 +86,14 @@ def test_the_demo_asks_what_it_promises():
     for point in config.points.values():
         assert point.advtrain["gcg"].num_rounds >= 3
         assert {one.attack.name for one in point.advtrain.values()} == {"gcg", "random_token"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_ladder_can_be_pretrained(task):
+    with_it, without = (build_study("smoke", f"task={task}{arg}") for arg in (",pretrain", ""))
+    for name, point in with_it.points.items():
+        assert point.pretrain.objective == "lm"
+        assert dataclasses.replace(point, pretrain=None) == without.points[name]
 
 
 def test_arguments_have_types():

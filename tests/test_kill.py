@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.compiling import QUICKLY
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,17 @@ KILLS = (
     ("attack-torn", 1, ATTACK_3),
     ("stage-claimed", 5, "report"),
     ("stage-unmarked", 1, "report"),
+)
+# The same six steps, saved after 2, 4 and 6.
+PRETRAINING = f"pretrain/{WHO}"
+PRETRAINING_KILLS = (
+    ("training", 1, PRETRAINING),
+    ("training-torn", 4, PRETRAINING),
+    ("saving-arrays", 2, PRETRAINING),
+    ("saving-marker", 1, PRETRAINING),
+    ("stage-unmarked", 1, PRETRAINING),
+    ("stage-finished", 1, None),
+    ("training", 1, TRAINING),
 )
 RANDOM_KILLS = 4
 SEED = 20240718
@@ -92,7 +105,7 @@ def start(*program, workdir, config="tiny_study.py", cores=None, flags=()):
             *flags,
         ],
         cwd=ROOT,
-        env=env | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env=env | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -139,6 +152,21 @@ def test_killed_after_random_delays(straight, workdir):
         process.communicate()
     finish(workdir)
     assert differences(straight, workdir) == []
+
+
+def test_killed_while_pretraining(tmp_path):
+    """The language model that the classifier starts from, and the step from one to the other."""
+    options = {"config": "tiny_study.py:pretrain,rounds=1"}
+    killed = tmp_path / "killed"
+    for index, (moment, count, stage) in enumerate(PRETRAINING_KILLS):
+        helper = str(ROOT / "tests" / "study_kill.py")
+        process = start(helper, moment, str(count), str(SEED + index), workdir=killed, **options)
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"{moment} {count}: {err}"
+        assert unfinished_stage(killed) == stage, f"{moment} {count}"
+    finish(killed, **options)
+    finish(tmp_path / "straight", **options)
+    assert differences(tmp_path / "straight", killed) == []
 
 
 def test_side_by_side_and_killed_is_one_after_the_other(tmp_path):

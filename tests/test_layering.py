@@ -21,13 +21,16 @@ FLOORS = (
     "training",
     "planning",
     "settings",
+    "stage_work",
     "study_plan",
     "study",
+    "commands",
+    "command_flags",
     "cli",
     "__main__",
 )
 ANALYSIS_MAY_USE = ("errors", "analysis", "evaluation.records", "evaluation.metrics")
-ABOVE_ANALYSIS = ("study_plan", "study", "cli", "__main__")
+ABOVE_ANALYSIS = ("stage_work", "study_plan", "study", "commands", "cli", "__main__")
 JAX_FREE = ("errors", "data", "analysis", "evaluation.records", "evaluation.metrics")
 MAX_LINES = 500
 

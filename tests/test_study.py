@@ -1,6 +1,7 @@
 """One small study from end to end: what it leaves, and what it does the second time."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pytest
 
 from robustjax import load_victim
 from robustjax.cli import main
+from robustjax.data.tasks import TaskConfig, load_task
+from robustjax.errors import UserError
 from robustjax.evaluation import records
 from robustjax.evaluation.flops import forward_flops
 from robustjax.models import registry
+from robustjax.settings import StudyConfig, build
+from robustjax.study_plan import Planner
+from tests import tiny_study
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT / 'tests' / 'tiny_study.py'}"
@@ -118,6 +124,34 @@ def test_attacked_texts_are_scored_as_they_read(finished):
             if abs(scores[0] - scores[1]) > 1e-3:
                 assert record.success == (scores.argmax() != record.label)
             assert record.flops_algorithmic % forward_flops(victim.num_params, 1) == 0
+
+
+def test_an_attack_that_asks_a_second_model(finished, tmp_path):
+    """The rest of the study stands; only the attack that asks it is another stage."""
+    workdir = tmp_path / "w"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "attack")
+    values = tiny_study.get_config().to_dict()
+    values["evaluation"]["attacks"]["gcg"] |= {"probe_size": 4, "probe_reduction": 4}
+    task = load_task(build(TaskConfig, values["task"], "config.task"))
+
+    def plan():
+        config = build(StudyConfig, values, "config")
+        return {one.name: one for one in Planner(config, task, workdir).plan()}
+
+    with pytest.raises(UserError, match="attacks.gcg: gcg with probe sampling asks a smaller"):
+        plan()
+    values["evaluation"]["companion"] = str(tmp_path)
+    with pytest.raises(UserError, match=f"evaluation.companion={tmp_path}: no model of ours"):
+        plan()
+    values["evaluation"]["companion"] = str(finished / "finetune" / WHO)
+    planned = plan()
+    assert planned[f"finetune/{WHO}"].stage.is_done()
+    attack = planned[f"attack/{WHO}/none-r0/gcg"]
+    assert len(attack.leaves["companion"]["weights"]) == 64
+    assert "companion" not in planned[f"attack/{WHO}/none-r0/random_token"].leaves
+    attack.run()
+    assert read(attack.folder / "summary.json")["variant"] == "probe"
 
 
 def test_the_manifest_says_what_was_run(finished):

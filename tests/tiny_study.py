@@ -13,9 +13,9 @@ EDGES = (64, 1024)  # generated prompts fit the first, so a point compiles one t
 def get_config(arg: str | None = None) -> ConfigDict:
     """Two evaluation attacks, two rounds of hardening.
 
-    Arguments: ``rounds``, and ``points`` for more than the smallest scaling point.
+    Arguments: ``rounds``, ``points`` for more than the smallest scaling point, and ``pretrain``.
     """
-    args = parse_arg(arg, rounds=2, points="nano-27k")
+    args = parse_arg(arg, rounds=2, points="nano-27k", pretrain=False)
     num_rounds = args["rounds"]
     gcg = {
         "name": "gcg",
@@ -73,6 +73,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 }
             },
             "search": search,
+            "pretrain": (
+                {"objective": "lm", "train": {**train}, "checkpoint_every": 2}
+                if args["pretrain"]
+                else None
+            ),
         }
         for name in args["points"].split("+")
     }

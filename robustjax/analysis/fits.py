@@ -16,7 +16,8 @@ ATTACK_SLOPE_DEFINITION = (
     "Ordinary least squares with intercept of log10(ASR / (1 - ASR)) on log10(cumulative "
     "algorithmic attack FLOPs per attacked example, mean over seeds), over the attack iterations "
     "1, 2, ... of all seeds. ASR is the instantaneous, unsmoothed rate; points with ASR 0 or 1 "
-    "have no finite log-odds and are dropped. stderr is the usual standard error, which takes the "
+    "have no finite log-odds and are dropped. An attack that leaves broken examples alone has no "
+    "such curve and is not fitted. stderr is the usual standard error, which takes the "
     "points for independent; they are not, as successive iterations attack the same examples."
 )
 
@@ -71,6 +72,7 @@ def attack_slopes(group: Group) -> list[dict[str, Any]]:
                             "attack": attack,
                             "trained_on": trained_on,
                             "round": tables.span([run.round for run in same_size]),
+                            "metric": same_size[0].rate_names.at,
                             "num_seeds": len(same_size),
                             **_attack_line(same_size),
                         }
@@ -79,12 +81,18 @@ def attack_slopes(group: Group) -> list[dict[str, Any]]:
 
 
 def _attack_line(runs: Sequence[tables.AttackRun]) -> dict[str, Any]:
+    if any(run.is_cut_short for run in runs):
+        return {
+            "points_used": 0,
+            "points_dropped": sum(run.metrics["iterations"] for run in runs),
+            "reason": "broken examples were left alone: no curve after the first success",
+        }
     x, y, dropped = [], [], 0
     runs = [run for run in runs if run.flops_per_iteration > 0]
     flops = tables.mean(run.flops_per_iteration for run in runs)
     for run in runs:
         for iteration in range(1, run.metrics["iterations"] + 1):
-            odds = float(metrics.logit10(run.metrics["asr_at"][str(iteration)]))
+            odds = float(metrics.logit10(run.metrics[run.rate_names.at][str(iteration)]))
             if math.isfinite(odds):
                 x.append(math.log10(iteration * flops))
                 y.append(odds)

@@ -37,8 +37,11 @@ class Group:
 
     @property
     def attack_names(self) -> list[str]:
-        """Attacks that were evaluated, GCG first."""
-        return sorted({run.attack for run in self.attacks}, key=lambda name: (name != "gcg", name))
+        """Labels of the attacks that were evaluated, GCG first; options make another attack."""
+        return sorted(
+            {run.attack for run in self.attacks},
+            key=lambda name: (name != "gcg", labels.base_name(name) != "gcg", name),
+        )
 
     @property
     def defences(self) -> list[str]:

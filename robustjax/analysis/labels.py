@@ -16,10 +16,41 @@ _NAMES = {
 }
 
 
+_OPTIONS = {
+    "untargeted": "untargeted",
+    "random_start": "random start",
+    "stop_at_success": "stops at success",
+    "keep_best": "keeps the best",
+    "replacements": "several replacements",
+    "momentum": "momentum",
+    "probe": "probe sampling",
+    "bf16": "ranked in bfloat16",
+}
+
+
+def base_name(attack: str) -> str:
+    """Label of an attack without its options and its position."""
+    return attack.partition("@")[0].partition("+")[0]
+
+
 def attack_name(attack: str) -> str:
-    """Name of an attack; a slot that is no suffix is named after it: `GCG at 0.9`."""
-    name, _, position = attack.partition("@")
-    return _NAMES.get(name, name) + (f" at {position}" if position else "")
+    """Name of an attack: `GCG`, `GCG (momentum, keeps the best)`, `GCG at 0.9`.
+
+    Options that change its algorithm stand behind it, and the position of a slot that is no suffix.
+    """
+    label, _, position = attack.partition("@")
+    name, *options = label.split("+")
+    words = ", ".join(_OPTIONS.get(option, option) for option in options)
+    return (
+        _NAMES.get(name, name)
+        + (f" ({words})" if words else "")
+        + (f" at {position}" if position else "")
+    )
+
+
+def attack_file_name(attack: str) -> str:
+    """Label of an attack as a part of a file's name."""
+    return attack.replace("+", "_with_").replace("@", "_at_")
 
 
 def family_name(family: str) -> str:

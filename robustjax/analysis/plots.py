@@ -7,8 +7,9 @@ from typing import Literal
 from robustjax.analysis import canvas, captions, layout, tables
 from robustjax.analysis.canvas import Line, Panel, XAxis, YAxis
 from robustjax.analysis.groups import Group, Row
-from robustjax.analysis.labels import attack_name, condition_name
+from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
 from robustjax.analysis.stages import UNDEFENDED
+from robustjax.evaluation.records import rate_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,8 @@ def asr_against_size(group: Group) -> ReportFigure:
 def asr_against_attack_compute(group: Group, attack: str) -> ReportFigure:
     """ASR against attack compute, a panel a defence, a line a size."""
     rows = tables.asr_against_attack_compute(group, attack)
+    is_best = any(row["metric"] == rate_names("keep_best").at for row in rows)
+    shown = "the best text so far" if is_best else "that iteration's text"
     panels = [
         Panel(
             condition_name(condition).capitalize()
@@ -106,7 +109,7 @@ def asr_against_attack_compute(group: Group, attack: str) -> ReportFigure:
     ]
     return _figure(
         group,
-        f"asr_vs_attack_compute_{attack.replace('@', '_at_')}",
+        f"asr_vs_attack_compute_{attack_file_name(attack)}",
         f"{attack_name(attack)}: attack success against attack compute",
         panels,
         XAxis("Cumulative attack compute per attacked example (algorithmic FLOPs)", "flops"),
@@ -114,8 +117,8 @@ def asr_against_attack_compute(group: Group, attack: str) -> ReportFigure:
         "Parameters",
         "band",
         rows,
-        f"ASR after each {attack_name(attack)} iteration (that iteration's text alone) against the "
-        "compute spent so far, taken as equal for all iterations.",
+        f"ASR after each {attack_name(attack)} iteration ({shown} alone) against the compute spent "
+        "so far, taken as equal for all iterations.",
         captions.SMOOTHING,
         captions.rounds(rows),
         captions.sample(rows, "attacked"),

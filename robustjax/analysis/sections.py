@@ -15,6 +15,11 @@ DEFINITIONS = {
     "Attacked are the examples the victim had right before, without failures. The rate of a figure "
     "is that of the final text unless iterations are named; after an iteration it looks at that "
     "iteration's text alone.",
+    "Options of an attack": "Options that change its algorithm stand behind its name and make it "
+    "another attack: its runs are never pooled with others. An attack that keeps the best shows "
+    "the best text so far; one that stops at success shows the first successful text once there is "
+    "one, and nothing tells what more iterations would have made of it. The column metric of the "
+    "CSV files is what the rate is called in the summary of a run.",
     "Intervals": "Wilson 95 % intervals of the counts behind a rate (z = 1.959964). They describe "
     "the sampling of examples, not the choice of seeds.",
     "Compute": "Algorithmic FLOPs: 2 N T for a forward and 4 N T for a backward pass over T tokens "
@@ -117,7 +122,7 @@ def runs(groups: Sequence[Group]) -> str:
         "Attacked": page.column("num_attacked"),
         "Failures": page.column("num_failures"),
         "Accuracy before": page.column("accuracy_before", page.percent),
-        "ASR": page.column("attack_success_rate", page.percent),
+        "ASR": page.column("asr", page.percent),
         "95 % interval": lambda row: page.interval(row["asr_low"], row["asr_high"]),
         "ever broken": page.column("asr_first_success", page.percent),
         "Iterations": page.column("iterations"),

@@ -75,7 +75,8 @@ class AttackRun:
     Attributes:
         source: folder the run was read from, relative to the folder given.
         victim: who was attacked.
-        attack: attack name, with `@position` where the slot is no suffix.
+        attack: attack label: its name, `+option` for each option that changes its algorithm, and
+            `@position` where the slot is no suffix.
         attack_seed: seed of the attack.
         trained_on: training attack, or `UNDEFENDED` (then `round` is 0).
         round: adversarial training rounds behind the victim.
@@ -95,6 +96,19 @@ class AttackRun:
     pretrain_flops: float
     metrics: Mapping[str, Any]
     flops_per_iteration: float
+
+    @property
+    def rate_names(self) -> attack_records.RateNames:
+        """What its rates are called in `metrics`."""
+        return attack_records.rate_names(self.metrics["variant"])
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether an example was left alone once it was broken.
+
+        Then nothing shows what more iterations would have made of it, and not all cost the same.
+        """
+        return "stop_at_success" in attack_records.options(self.metrics["variant"])
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -170,7 +184,13 @@ def read_attack(folder: Path, source: str) -> AttackRun:
     return AttackRun(
         source=source,
         victim=summary.victim(),
-        attack=summary.string("attack") + ("" if suffix else f"@{position:g}"),
+        attack="".join(
+            (
+                summary.string("attack"),
+                *(f"+{option}" for option in attack_records.options(metrics["variant"])),
+                "" if suffix else f"@{position:g}",
+            )
+        ),
         attack_seed=seeds[0] if seeds else 0,
         trained_on=trained_on,
         round=training_round,

@@ -1,7 +1,9 @@
 """The numbers behind every figure, as tables: pure functions from stages to rows.
 
 A row is a dict with the same keys throughout its table. Rates carry their seeds, denominators and
-interval (`rates.Rate`); proportions are fractions, FLOPs are algorithmic.
+interval (`rates.Rate`); proportions are fractions, FLOPs are algorithmic. An attack is named by its
+label, options included, so runs with different options never share a row; what its rate is called
+in its summary stands in the column `metric`.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from robustjax.analysis import rates
 from robustjax.analysis.groups import Group, Row
+from robustjax.analysis.labels import base_name
 from robustjax.analysis.stages import UNDEFENDED, AttackRun, Victim
 
 
@@ -89,10 +92,14 @@ def asr_against_defence_compute(group: Group) -> list[Row]:
 
 
 def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
-    """ASR after each iteration against cumulative attack FLOPs an attacked example."""
+    """ASR after each iteration against cumulative attack FLOPs an attacked example.
+
+    Attacks that leave broken examples alone have no rows: their iterations do not cost the same.
+    """
     rows: list[Row] = []
     for trained_on in (UNDEFENDED, *group.defences):
-        for point, runs in _by_point(group, group.last_runs(attack, trained_on)):
+        all_runs = [run for run in group.last_runs(attack, trained_on) if not run.is_cut_short]
+        for point, runs in _by_point(group, all_runs):
             for iteration in range(1, max(run.metrics["iterations"] for run in runs) + 1):
                 reached = [run for run in runs if run.metrics["iterations"] >= iteration]
                 flops = mean(run.flops_per_iteration for run in reached)
@@ -105,6 +112,7 @@ def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
                         "trained_on": trained_on,
                         "round": span([run.round for run in reached]),
                         "iteration": iteration,
+                        "metric": reached[0].rate_names.at,
                         "attack_flops": iteration * flops,
                         "attack_fraction_of_pretraining": _ratio(iteration * flops, pretrain_flops),
                         **dataclasses.asdict(rates.combine(counts)),
@@ -118,7 +126,7 @@ def transfer_across_attacks(group: Group) -> list[Row]:
 
     GCG attacks only, where there are any: does a cheap defence hold against a strong attack?
     """
-    strong = [name for name in group.attack_names if _base(name) == "gcg"] or group.attack_names
+    strong = [name for name in group.attack_names if base_name(name) == "gcg"] or group.attack_names
     rows = [row for row in asr_against_size(group) if row["attack"] in strong]
     crossed = {
         row["attack"] for row in rows if row["trained_on"] not in (UNDEFENDED, row["attack"])
@@ -138,7 +146,7 @@ def transfer_across_iterations(group: Group) -> list[Row]:
     }
     rows: list[Row] = []
     for attack in group.attack_names:
-        runs = group.last_runs(attack, _base(attack))
+        runs = group.last_runs(attack, base_name(attack))
         for point, same_size in _by_point(group, runs):
             pairs = [
                 (run, trained[run.victim, run.trained_on])
@@ -154,10 +162,11 @@ def transfer_across_iterations(group: Group) -> list[Row]:
                         {
                             **group.identity(point),
                             "attack": attack,
-                            "trained_on": _base(attack),
+                            "trained_on": base_name(attack),
                             "round": span([run.round for run, _ in chosen]),
                             "series": series,
                             "iteration": span([iteration for _, iteration in chosen]),
+                            "metric": chosen[0][0].rate_names.at,
                             **dataclasses.asdict(rates.combine(counts)),
                         }
                     )
@@ -172,8 +181,9 @@ def headline(group: Group) -> list[Row]:
     """
     attack = next(iter(group.attack_names), None)
     defence = next(iter(group.defences), None)
-    if attack is not None and _base(attack) in group.defences:
-        defence = _base(attack)
+    if attack is not None and base_name(attack) in group.defences:
+        defence = base_name(attack)
+    runs = [run for run in group.attacks if run.attack == attack]
     accuracy = {(row["point"], row["trained_on"]): row for row in clean_accuracy(group)}
     asr = {
         (row["point"], row["trained_on"]): row
@@ -182,7 +192,12 @@ def headline(group: Group) -> list[Row]:
     }
     rows: list[Row] = []
     for point in group.sizes:
-        row = {**group.identity(point), "attack": attack or "", "trained_on": defence or ""}
+        row = {
+            **group.identity(point),
+            "attack": attack or "",
+            "metric": next((run.rate_names.rate for run in runs), ""),
+            "trained_on": defence or "",
+        }
         for when, condition in (("before", UNDEFENDED), ("after", defence)):
             clean, broken = accuracy.get((point, condition)), asr.get((point, condition))
             row[f"accuracy_{when}"] = clean["pooled"] if clean else math.nan
@@ -212,10 +227,10 @@ def training_rounds(group: Group) -> list[Row]:
 
 
 def attack_runs(group: Group) -> list[Row]:
-    """Every attack run with its recomputed metrics."""
+    """Every attack run with its recomputed metrics; `metric` says what its `asr` is called."""
     columns = (
         "num_examples", "num_correct_before", "num_attacked", "num_failures", "num_retokenised",
-        "accuracy_before", "accuracy_after", "attack_success_rate",
+        "accuracy_before",
     )  # fmt: skip
     return [
         {
@@ -226,8 +241,11 @@ def attack_runs(group: Group) -> list[Row]:
             "trained_on": run.trained_on,
             "round": run.round,
             **{column: run.metrics[column] for column in columns},
-            "asr_low": run.metrics["asr_interval"][0],
-            "asr_high": run.metrics["asr_interval"][1],
+            "accuracy_after": run.metrics[run.rate_names.accuracy],
+            "metric": run.rate_names.rate,
+            "asr": run.metrics[run.rate_names.rate],
+            "asr_low": run.metrics[run.rate_names.interval][0],
+            "asr_high": run.metrics[run.rate_names.interval][1],
             "iterations": run.metrics["iterations"],
             "asr_first_success": run.metrics["asr_first_success_at"][
                 str(run.metrics["iterations"])
@@ -253,6 +271,7 @@ def _final_rows(
             "trained_on": trained_on,
             "round": span([run.round for run in same_size]),
             "iterations": span([run.metrics["iterations"] for run in same_size]),
+            "metric": same_size[0].rate_names.rate,
             "defence_flops": defence_flops,
             "defence_fraction_of_pretraining": _ratio(defence_flops, pretrain_flops),
             **dataclasses.asdict(rates.combine([_final_count(run) for run in same_size])),
@@ -277,7 +296,7 @@ def _final_count(run: AttackRun) -> rates.Count:
 
 def _asr_count(run: AttackRun, iteration: int) -> rates.Count:
     attacked = run.metrics["num_attacked"]
-    successes = round(run.metrics["asr_at"][str(iteration)] * attacked)
+    successes = round(run.metrics[run.rate_names.at][str(iteration)] * attacked)
     return rates.Count(successes, attacked, run.metrics["num_examples"])
 
 
@@ -302,8 +321,3 @@ def mean(values: Iterable[float]) -> float:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
-
-
-def _base(attack: str) -> str:
-    """Attack name without its position: training puts the slot at the end."""
-    return attack.partition("@")[0]

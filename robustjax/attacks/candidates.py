@@ -4,6 +4,8 @@ A draw depends on (attack seed, example id, iteration, slot position, token id) 
 does not change with the order of examples, with what shares the batch, or with an interruption.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
@@ -55,6 +57,40 @@ def replace_one(
     """Copies of ``slot``, each with one token replaced."""
     copies = jnp.broadcast_to(slot, (positions.shape[0], slot.shape[0]))
     return copies.at[jnp.arange(positions.shape[0]), positions].set(tokens)
+
+
+def replace_several(
+    key: Key[Array, ""],
+    slot: Int[Array, " A"],
+    tokens: Int[Array, "A K"],
+    count: int,
+    num_replacements: int,
+) -> Int[Array, "C A"]:
+    """Copies of ``slot``, each with a few tokens at different positions replaced.
+
+    Positions are drawn uniformly without replacement, and for each a token uniformly from those of
+    the position that are not the slot's own (if it has only that one, it stays). Each position of
+    each copy gets a random number from its own key, and so does each token there; the smallest are
+    taken, so what is drawn does not change when another token enters or leaves a position's set.
+    """
+    positions = jnp.arange(slot.shape[0], dtype=jnp.uint32)
+
+    def number_of(key: Array, name: Array) -> Array:
+        return jax.random.bits(jax.random.fold_in(key, name), dtype=jnp.uint32)
+
+    def one(number: Array) -> Array:
+        mine = functools.partial(jax.random.fold_in, jax.random.fold_in(key, number))
+        keys = jax.vmap(mine)(positions)
+        order = jnp.argsort(jax.vmap(lambda k: jax.random.bits(k, dtype=jnp.uint32))(keys))
+        chosen = order[:num_replacements]
+        possible = tokens[chosen].astype(jnp.uint32)
+        draws = jax.vmap(jax.vmap(number_of, in_axes=(None, 0)))(keys[chosen], possible)
+        is_own = possible == slot[chosen, None]
+        first = jnp.where(is_own, jnp.uint32(2**32 - 1), draws).argmin(-1)
+        drawn = jnp.take_along_axis(possible, first[:, None], axis=1)[:, 0]
+        return slot.at[chosen].set(drawn.astype(slot.dtype))
+
+    return jax.vmap(one)(jnp.arange(count, dtype=jnp.uint32))
 
 
 def random_slot(

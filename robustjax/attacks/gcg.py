@@ -6,37 +6,25 @@ replacements are drawn from them; those that survive retokenisation are scored; 
 new slot, even when it is worse than the current one.
 
 As in Howe et al. 2024 (arXiv 2407.18213), except: when no candidate survives, the incumbent stays
-and the iteration is recorded with ``num_valid`` 0; each example has its own random stream.
+and the iteration is recorded with ``num_valid`` 0; each example has its own random stream. The
+options that change the algorithm are off by default; ``docs/attacks.md`` has their sources.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from robustjax.attacks import candidates, frame
-from robustjax.attacks.objective import (
-    PromptBatch,
-    Scores,
-    judge,
-    make_tail,
-    read_tail_and_keep,
-    score,
-)
-from robustjax.attacks.replacements import (
-    Replacements,
-    choose,
-    defies_the_odds,
-    most_parts,
-    part_starts,
-    score_replacements,
-)
+from robustjax.attacks import candidates, frame, ranking
+from robustjax.attacks.frame import BatchRun, Inputs, Pending, Placed, Program, Seen
+from robustjax.attacks.objective import PromptBatch, make_tail
+from robustjax.attacks.replacements import Replacements, most_parts
 from robustjax.attacks.retokenize import SlotText, clean_start, random_start
+from robustjax.attacks.verdict import Scores, judge
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import transformer
@@ -53,11 +41,21 @@ class GCG:
         num_candidates: ``C``, candidates scored in each iteration.
         top_k: promising tokens at each position.
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
+        untargeted: aim for any wrong class instead of the example's target.
         random_start: start from random tokens, each example from its own, and not from ``@&@&...``;
             as a training attack that shows a victim more kinds of slots.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
             losses by rounding only. 0 takes a quarter of them, or another large part if they cannot
             be quartered. Fewer passes than four do more work: see ``replacements``.
+        stop_at_success: leave an example alone once it was successful.
+        keep_best: the new slot replaces the current one only if its loss is lower.
+        num_replacements: tokens that a candidate replaces.
+        momentum: share of the running mean of the gradients before in that which is followed, in
+            [0, 1); the mean starts with the first gradient.
+        probe_size: candidates that the victim scores in any case, while the companion chooses which
+            of the others it scores as well; 0 lets the victim score all.
+        probe_reduction: the victim scores at most ``num_candidates // probe_reduction`` others.
+        bf16_scoring: rank candidates in bfloat16; the chosen one is scored again as the victim is.
     """
 
     num_iterations: int = 10
@@ -65,43 +63,103 @@ class GCG:
     num_candidates: int = 128
     top_k: int = 256
     position: float = 1.0
+    untargeted: bool = False
     random_start: bool = False
     candidate_chunk: int = 0
+    stop_at_success: bool = False
+    keep_best: bool = False
+    num_replacements: int = 1
+    momentum: float = 0.0
+    probe_size: int = 0
+    probe_reduction: int = 8
+    bf16_scoring: bool = False
 
     name = "gcg"
 
     def __post_init__(self) -> None:
-        frame.check_positive(self, "num_iterations", "num_tokens", "num_candidates", "top_k")
-        if self.candidate_chunk < 0:
-            raise UserError(f"candidate_chunk={self.candidate_chunk} must not be negative")
+        frame.check_positive(
+            self,
+            *("num_iterations", "num_tokens", "num_candidates", "top_k", "num_replacements"),
+            "probe_reduction",
+        )
+        if self.probe_size < 0:
+            raise UserError(f"probe_size={self.probe_size} must not be negative")
+        frame.check_chunk(self.candidate_chunk, "num_candidates", self.num_candidates)
         frame.check_position(self.position)
         if self.num_candidates > self.top_k * self.num_tokens:
             raise UserError(
                 f"num_candidates={self.num_candidates} is more than the top_k * num_tokens = "
                 f"{self.top_k * self.num_tokens} replacements there are; lower it or raise top_k"
             )
-        if self.num_candidates % self.chunk:
+        if self.num_replacements > self.num_tokens:
             raise UserError(
-                f"candidate_chunk={self.candidate_chunk} does not divide "
-                f"num_candidates={self.num_candidates}"
+                f"num_replacements={self.num_replacements} is more than num_tokens="
+                f"{self.num_tokens}; lower it"
+            )
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum={self.momentum} must be at least 0 and less than 1")
+        if self.probe_size == 1:
+            raise UserError("probe_size=1 has no rank correlation; use 0 (off) or at least 2")
+        if self.probe_size and self.bf16_scoring:
+            raise UserError("probe_size and bf16_scoring exclude each other; set one of them")
+        if self.probe_size and self.probe_size + self.num_others > self.num_candidates:
+            raise UserError(
+                f"probe_size={self.probe_size} and num_candidates // probe_reduction="
+                f"{self.num_others} are more than num_candidates={self.num_candidates}; lower "
+                "probe_size or raise probe_reduction"
             )
 
     @property
     def chunk(self) -> int:
         """Candidates of each example scored in one pass."""
-        if self.candidate_chunk:
-            return min(self.candidate_chunk, self.num_candidates)
-        return self.num_candidates // most_parts(self.num_candidates)
+        return self.candidate_chunk or self.num_candidates // most_parts(self.num_candidates)
+
+    @property
+    def num_others(self) -> int:
+        """Most candidates that the victim scores beside the probe set."""
+        return max(1, self.num_candidates // self.probe_reduction)
+
+    @property
+    def needs_companion(self) -> bool:
+        """Whether a smaller model of the victim's family is asked."""
+        return self.probe_size > 0
+
+    @property
+    def variant(self) -> str:
+        """Names of the options in use that change the algorithm, joined by ``+``."""
+        return frame.variant(
+            untargeted=self.untargeted,
+            random_start=self.random_start,
+            stop_at_success=self.stop_at_success,
+            keep_best=self.keep_best,
+            replacements=self.num_replacements > 1,
+            momentum=self.momentum > 0,
+            probe=self.probe_size > 0,
+            bf16=self.bf16_scoring,
+        )
+
+
+class State(NamedTuple):
+    """What one iteration hands to the next.
+
+    Attributes:
+        slots: the current slot of each example.
+        gradient: running mean of the gradients so far, with respect to the slot's embeddings; of
+            width 0 without momentum.
+    """
+
+    slots: Int[Placed, "B A"]
+    gradient: Float[Placed, "B A D"]
 
 
 class Incumbent(NamedTuple):
     """The current slot of each example and what the victim makes of it."""
 
-    slots: Int[Array, "B A"]
-    loss: Float[Array, " B"]
-    success: Bool[Array, " B"]
-    answer: Float[Array, "B N"]
-    num_valid: Int[Array, " B"]
+    slots: Int[Placed, "B A"]
+    loss: Float[Placed, " B"]
+    success: Bool[Placed, " B"]
+    answer: Float[Placed, "B N"]
+    num_valid: Int[Placed, " B"]
 
 
 def slot_width(attack: GCG) -> int:
@@ -117,73 +175,76 @@ def start(
     return find(tokenizer, surrounding, attack.num_tokens, seed, example_id)
 
 
-def search(attack: GCG, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:
-    """Runs the attack on one batch; ``tick`` hears of each iteration."""
-    slots = init(run)
-    history = []
-    for iteration in range(1, attack.num_iterations + 1):
-        state = step(attack, run, slots, iteration)
-        slots = state.slots
-        history.append(state)
-        tick(1)
-    kept = [frame.fetch(state) for state in history]
-    num_valid = np.stack([state.num_valid for state in kept])
-    # Per iteration: a forward and a backward pass (1 + 2) and a forward pass for each survivor.
-    prompts = run.lengths + attack.num_tokens
-    return frame.Outcome(
-        [state.slots.tolist() for state in kept],
-        np.stack([state.loss for state in kept]),
-        np.stack([state.success for state in kept]),
-        num_valid,
-        kept[-1].answer,
-        np.zeros(len(prompts), np.int64),
-        prompts * (3 * attack.num_iterations + num_valid.sum(0, dtype=np.int64)),
-        {},
-    )
-
-
-def init(run: frame.BatchRun) -> Int[Array, "B A"]:
+def init(attack: GCG, run: BatchRun) -> State:
     """The starting slots."""
-    return run.put(np.array([prompt.slot for prompt in run.prompts], np.int32))
+    width = run.victim.definition.config.width if attack.momentum else 0
+    shape = (len(run.prompts), attack.num_tokens, width)
+    slots = np.array([prompt.slot for prompt in run.prompts], np.int32)
+    return State(*run.put((slots, np.zeros(shape, np.float32))))
 
 
-def step(attack: GCG, run: frame.BatchRun, slots: Int[Array, "B A"], iteration: int) -> Incumbent:
+def iterations_of_step(attack: GCG, iteration: int) -> int:
+    """How many iterations the step that begins with ``iteration`` does."""
+    return 1
+
+
+def kept(state: State) -> State:
+    """What of a state is saved: all."""
+    return state
+
+
+def revive(attack: GCG, run: BatchRun, saved: State) -> State:
+    """A saved state on the device."""
+    return run.put(saved)
+
+
+def failures(attack: GCG, run: BatchRun, state: State) -> dict[int, str]:
+    """Rows that could not be attacked: none."""
+    return {}
+
+
+def step(attack: GCG, run: BatchRun, state: State, iteration: int) -> tuple[State, Pending]:
     """One iteration: the host filters candidates while the device scores them.
 
     Raises:
         UserError: if the tokenizer has too few tokens for ``num_candidates`` replacements.
     """
-    victim = run.victim
-    current, incumbent, proposed = propose(
-        victim.definition,
-        victim.params,
-        run.prefix,
-        run.batch,
-        slots,
-        run.forbidden,
-        run.seed,
-        jnp.uint32(iteration),
-        top_k=possible_top_k(attack, run.num_allowed),
-        count=attack.num_candidates,
+    inputs = run.inputs
+    current, incumbent, proposed, gradient = propose(
+        inputs.victim.definition,
+        inputs.victim.params,
+        inputs.victim.prefix,
+        inputs.batch,
+        state,
+        inputs.forbidden,
+        inputs.seed,
+        np.uint32(iteration),
+        **_drawing(attack, inputs.num_allowed),
     )
-    known = (victim.definition, victim.params)
-    parts = starts(attack, run.num_allowed)
-    scores = score_replacements(
-        *known, run.prefix, run.batch, incumbent, proposed, chunk=attack.chunk, starts=parts
-    )
-    valid = run.survivors(np.asarray(proposed.slots), np.asarray(slots))
-    plainly = defies_the_odds(np.asarray(proposed.places), parts)
-    if plainly.any():
-        mask = run.full_mask(proposed.slots.shape)
-        plain = score(*known, (run.prefix,), run.batch, proposed.slots, mask, chunk=attack.chunk)
-        scores = choose(run.put(plainly), plain, scores)
-    return select(slots, current, proposed.slots, scores, run.put(valid))
+    ranked = ranking.rank(attack, run, incumbent, proposed, state.slots, iteration)
+    arguments = (state.slots, current, ranked.slots, ranked.scores, ranked.valid)
+    if attack.bf16_scoring:
+        first = select(*arguments)
+        again = as_only_candidate(first, ranking.score_again(run, first.slots))
+        new = select(state.slots, current, *again, keep_best=attack.keep_best)
+        new = new._replace(num_valid=first.num_valid)
+    else:
+        new = select(*arguments, keep_best=attack.keep_best)
+    calls = {"encode_prefix": np.array(int(iteration == 1)), "propose": np.array(1), **ranked.calls}
+    prompt = run.lengths + attack.num_tokens
 
+    def report(found: Incumbent) -> Seen:
+        # By convention a forward and a backward pass (1 + 2), and a forward pass a survivor.
+        num_valid = np.asarray(found.num_valid, np.int64)
+        return frame.one_iteration(
+            found,
+            num_valid=num_valid,
+            tokens=prompt * (3 + num_valid),
+            companion_tokens=prompt * ranked.guessed,
+            calls=calls,
+        )
 
-def starts(attack: GCG, num_allowed: int) -> tuple[int, ...]:
-    """From which slot position on each part of the candidates is run."""
-    top_k = possible_top_k(attack, num_allowed)
-    return part_starts(attack.num_tokens, top_k, attack.num_candidates, attack.chunk)
+    return State(new.slots, gradient), Pending(new, report)
 
 
 def possible_top_k(attack: GCG, num_allowed: int) -> int:
@@ -202,45 +263,57 @@ def possible_top_k(attack: GCG, num_allowed: int) -> int:
     return top_k
 
 
-def programs(attack: GCG, run: frame.BatchRun) -> list[frame.Program]:
-    """What the search executes on one batch, for counting its FLOPs."""
-    definition, params = run.victim.definition, run.victim.params
-    slots = jax.ShapeDtypeStruct((len(run.prompts), attack.num_tokens), jnp.int32)
+def _drawing(attack: GCG, num_allowed: int) -> dict[str, Any]:
+    """The static arguments of ``propose``."""
+    return {
+        "top_k": possible_top_k(attack, num_allowed),
+        "count": attack.num_candidates,
+        "num_replacements": attack.num_replacements,
+        "momentum": attack.momentum,
+    }
+
+
+def programs(attack: GCG, inputs: Inputs) -> dict[str, Program]:
+    """What a search runs on a batch, by name."""
+    width = inputs.victim.definition.config.width if attack.momentum else 0
+    shape = (inputs.rows, attack.num_tokens)
+    state = State(
+        jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.float32)
+    )
+    victim = inputs.victim
     run_propose = functools.partial(
-        propose,
-        definition,
-        top_k=possible_top_k(attack, run.num_allowed),
-        count=attack.num_candidates,
+        propose, victim.definition, **_drawing(attack, inputs.num_allowed)
     )
-    to_propose = (params, run.prefix, run.batch, slots, run.forbidden, run.seed, jnp.uint32(0))
-    _, incumbent, proposed = jax.eval_shape(run_propose, *to_propose)
-    run_score = functools.partial(
-        score_replacements,
-        definition,
-        chunk=attack.chunk,
-        starts=starts(attack, run.num_allowed),
+    to_propose = (
+        *(victim.params, victim.prefix, inputs.batch, state, inputs.forbidden, inputs.seed),
+        jax.ShapeDtypeStruct((), jnp.uint32),
     )
-    to_score = (params, run.prefix, run.batch, incumbent, proposed)
-    return [
-        frame.Program(run_propose, to_propose, attack.num_iterations),
-        frame.Program(run_score, to_score, attack.num_iterations),
-    ]
+    _, incumbent, proposed, _ = jax.eval_shape(run_propose, *to_propose)
+    return {
+        "encode_prefix": frame.prefix_program(victim, inputs.batch),
+        "propose": Program(run_propose, to_propose),
+        **ranking.programs(attack, inputs, incumbent, proposed),
+    }
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "top_k", "count"))
+@functools.partial(
+    jax.jit, static_argnames=("definition", "top_k", "count", "num_replacements", "momentum")
+)
 def propose(
     definition: Definition,
     params: Params,
     prefix: Cache,
     batch: PromptBatch,
-    slots: Int[Array, "B A"],
+    state: State,
     forbidden: Bool[Array, " V"],
-    seed: UInt32[Array, ""],
-    iteration: UInt32[Array, ""],
+    seed: UInt32[Any, ""],
+    iteration: UInt32[Any, ""],
     *,
     top_k: int,
     count: int,
-) -> tuple[Scores, Cache, Replacements]:
+    num_replacements: int = 1,
+    momentum: float = 0.0,
+) -> tuple[Scores, Cache, Replacements, Float[Array, "B A D"]]:
     """Scores the incumbents and draws candidates along their gradients.
 
     The gradient is taken with respect to the slot's embeddings and goes through the embedding
@@ -250,8 +323,10 @@ def propose(
         forbidden: token ids that must not be proposed.
 
     Returns:
-        Scores of the incumbents (``C`` is 1), the cache of their slots, and the candidates.
+        Scores of the incumbents (``C`` is 1), the cache of their slots, the candidates, and the
+        gradient to carry on.
     """
+    slots = state.slots
     width = slots.shape[1]
     whole = jnp.ones_like(slots, bool)[:, None]
     tail = make_tail(batch, (prefix,), slots[:, None], whole)
@@ -259,14 +334,23 @@ def propose(
 
     def total_loss(slot_embeddings: Array) -> tuple[Array, tuple[Scores, Cache]]:
         x = jnp.concatenate([slot_embeddings, embeddings[:, :, width:]], axis=2)
-        logits, kept = read_tail_and_keep(definition, params, (prefix,), tail, x)
-        scores = judge(logits, batch.goal)
-        return scores.loss.sum(), (scores, kept.first(width))
+        hidden, kept = transformer.forward_and_keep(
+            definition, params, x, tail.positions, tail.mask, (prefix,), tail.read
+        )
+        scores = judge(definition, params, hidden, batch.goal)
+        return scores.loss.sum(), (scores, kept.first(width).of_only_row())
 
     gradient, (current, incumbent) = jax.grad(total_loss, has_aux=True)(embeddings[:, :, :width])
+    gradient = gradient[:, 0]
+    carried = state.gradient
+    if momentum:
+        # The way from embeddings to tokens is linear, so a mean of the one is a mean of the other.
+        new = gradient.astype(jnp.float32)
+        carried = jnp.where(iteration == 1, new, momentum * carried + (1 - momentum) * new)
+        gradient = carried.astype(gradient.dtype)
     table = params["embed"]["embedding"].astype(gradient.dtype)
     token_gradient = jnp.einsum(
-        "bad,vd->bav", gradient[:, 0], table, precision=definition.numerics.matmul_precision
+        "bad,vd->bav", gradient, table, precision=definition.numerics.matmul_precision
     ).astype(jnp.float32)
     token_gradient = jnp.where(forbidden[None, None], jnp.inf, token_gradient)
 
@@ -274,31 +358,43 @@ def propose(
 
     def draw(key: Array, gradient: Array, slot: Array) -> Replacements:
         tokens = candidates.top_tokens(gradient, top_k)
+        if num_replacements > 1:
+            slots = candidates.replace_several(key, slot, tokens, count, num_replacements)
+            return Replacements(slots, jnp.zeros(count, jnp.int32))
         places, drawn = candidates.sample_replacements(key, tokens, gradient.shape[-1], count)
         order = jnp.argsort(places)  # stable: candidates of one place stay in the order of the draw
         places = places[order]
         return Replacements(candidates.replace_one(slot, places, drawn[order]), places)
 
-    return current, incumbent, jax.vmap(draw)(keys, token_gradient, slots)
+    return current, incumbent, jax.vmap(draw)(keys, token_gradient, slots), carried
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("keep_best",))
 def select(
     slots: Int[Array, "B A"],
     current: Scores,
     proposed: Int[Array, "B C A"],
     scores: Scores,
     valid: Bool[Array, "B C"],
+    *,
+    keep_best: bool = False,
 ) -> Incumbent:
-    """The valid candidate of lowest loss (the first on ties), or the incumbent if none is valid."""
-    best = jnp.where(valid, scores.loss, jnp.inf).argmin(-1)
-    any_valid = valid.any(-1)
+    """The valid candidate of lowest loss (the first on ties), or the incumbent if none is valid.
+
+    Args:
+        keep_best: also the incumbent if its loss is as low.
+    """
+    losses = jnp.where(valid, scores.loss, jnp.inf)
+    best = losses.argmin(-1)
+    moves = valid.any(-1)
+    if keep_best:
+        moves &= losses.min(-1) < current.loss[:, 0]
 
     def pick(of_candidates: Array, of_incumbent: Array) -> Array:
         index = best.reshape(best.shape + (1,) * (of_candidates.ndim - 1))
         chosen = jnp.take_along_axis(of_candidates, index, axis=1)[:, 0]
-        keep = any_valid.reshape(any_valid.shape + (1,) * (chosen.ndim - 1))
-        return jnp.where(keep, chosen, of_incumbent)
+        move = moves.reshape(moves.shape + (1,) * (chosen.ndim - 1))
+        return jnp.where(move, chosen, of_incumbent)
 
     return Incumbent(
         pick(proposed, slots),
@@ -307,3 +403,11 @@ def select(
         pick(scores.answer, current.answer[:, 0]),
         valid.sum(-1, dtype=jnp.int32),
     )
+
+
+@jax.jit
+def as_only_candidate(
+    chosen: Incumbent, exact: Scores
+) -> tuple[Int[Array, "B 1 A"], Scores, Bool[Array, "B 1"]]:
+    """What ``select`` takes, for a choice that was scored again."""
+    return chosen.slots[:, None], exact, (chosen.num_valid > 0)[:, None]

@@ -1,4 +1,4 @@
-"""What an attack minimises, and the one function that scores slots.
+"""The one function that scores slots, and the batch of prompts that they stand in.
 
 A prompt is ``before | attack slot | after``, and where a language model is attacked, the text it is
 to go on with follows. ``before`` is in a cache; a scoring pass runs the slot and what follows it
@@ -14,35 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from robustjax.attacks.verdict import Goal, Scores, TextGoal, judge
 from robustjax.models import transformer
+from robustjax.models.layers import Alone
 from robustjax.models.transformer import Cache, Definition, Params
-
-
-class ClassGoal(NamedTuple):
-    """A classifier should answer wrongly.
-
-    Attributes:
-        label: ``[B]`` the true class.
-        target: ``[B]`` the class the attack aims for.
-    """
-
-    label: Int[Array, " B"]
-    target: Int[Array, " B"]
-
-
-class TextGoal(NamedTuple):
-    """A language model should go on with a text, token by token.
-
-    Attributes:
-        tokens: ``[B, G]`` right-padded ids of the text, tokenised by itself.
-        mask: ``[B, G]``.
-    """
-
-    tokens: Int[Array, "B G"]
-    mask: Bool[Array, "B G"]
-
-
-Goal = ClassGoal | TextGoal
 
 
 class PromptBatch(NamedTuple):
@@ -63,67 +38,6 @@ class PromptBatch(NamedTuple):
     after: Int[Array, "B S"]
     after_mask: Bool[Array, "B S"]
     goal: Goal
-
-
-class Scores(NamedTuple):
-    """What the victim made of each slot.
-
-    Attributes:
-        loss: ``[B, C]`` attack loss (low: near the goal), nats.
-        success: ``[B, C]`` whether a classifier's answer is wrong, or a language model's greedy
-            continuation is the text.
-        answer: ``[B, C, N]`` logits of the classes, or ``[B, C, G]`` log-probabilities of the
-            text's tokens (0 at padding).
-    """
-
-    loss: Float[Array, "B C"]
-    success: Bool[Array, "B C"]
-    answer: Float[Array, "B C N"]
-
-
-def attack_loss(
-    logits: Float[Array, "*batch N"], target: Int[Array, "*batch"]
-) -> Float[Array, "*batch"]:
-    """Cross-entropy of the target, a class or a token, as ``log1p(exp(others - target))``.
-
-    This form does not saturate: once the target leads by 17 nats, ``logsumexp - logit`` is rounding
-    noise in float32, while this one still ranks slots.
-    """
-    place = jnp.broadcast_to(target, logits.shape[:-1])[..., None]
-    aimed = jnp.take_along_axis(logits, place, axis=-1)[..., 0]
-    others = _without(logits, place)
-    # Written out, and not by one-hot products, so that each line is one pass over a vocabulary.
-    top = jax.lax.stop_gradient(others.max(-1))
-    sums = jnp.exp(others - top[..., None]).sum(-1)
-    return jax.nn.softplus(jnp.log(sums) + top - aimed)
-
-
-def _without(logits: Float[Array, "*batch N"], place: Int[Array, "*batch 1"]) -> Array:
-    """The logits with one of each row left out."""
-    index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    return jnp.where(index == place, -jnp.inf, logits)
-
-
-def judge(logits: Float[Array, "B C R N"], goal: Goal) -> Scores:
-    """Loss and success of what was read.
-
-    A class: loss toward the target, success against the true label (the first maximum answers).
-    A text: mean loss of its tokens, success if each is likelier than any other after those before
-    it (a tie is no success).
-    """
-    shape = logits.shape[:2]
-    if isinstance(goal, ClassGoal):
-        logits = logits[:, :, 0]
-        target = jnp.broadcast_to(goal.target[:, None], shape)
-        label = jnp.broadcast_to(goal.label[:, None], shape)
-        return Scores(attack_loss(logits, target), logits.argmax(-1) != label, logits)
-    tokens = jnp.broadcast_to(goal.tokens[:, None], logits.shape[:3])
-    mask = jnp.broadcast_to(goal.mask[:, None], logits.shape[:3])
-    losses = jnp.where(mask, attack_loss(logits, tokens), 0.0)
-    # Comparing with the maximum takes a fifth of the time of finding its place.
-    place = tokens[..., None]
-    leads = jnp.take_along_axis(logits, place, axis=-1)[..., 0] > _without(logits, place).max(-1)
-    return Scores(losses.sum(-1) / mask.sum(-1), (leads | ~mask).all(-1), -losses)
 
 
 class Tail(NamedTuple):
@@ -166,52 +80,62 @@ def make_tail(
     return Tail(tokens, mask, positions, read)
 
 
-def read_tail(
-    definition: Definition,
-    params: Params,
-    contexts: Sequence[Cache],
-    tail: Tail,
-    embeddings: Float[Array, "B C T D"],
-) -> Float[Array, "B C R N"]:
-    """What the prompts that end in ``tail`` are answered, given its token embeddings."""
-    hidden = transformer.forward(
-        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read
-    )
-    return transformer.project(definition, params, hidden)
-
-
-def read_tail_and_keep(
-    definition: Definition,
-    params: Params,
-    contexts: Sequence[Cache],
-    tail: Tail,
-    embeddings: Float[Array, "B 1 T D"],
-) -> tuple[Float[Array, "B 1 R N"], Cache]:
-    """``read_tail`` for one row of each example, with the cache of its tail."""
-    hidden, kept = transformer.forward_and_keep(
-        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read
-    )
-    return transformer.project(definition, params, hidden), kept
-
-
 @functools.partial(jax.jit, static_argnames=("definition",))
 def encode_prefix(definition: Definition, params: Params, batch: PromptBatch) -> Cache:
     """The cache of everything before the slot: computed once, never touched again."""
     return transformer.encode(definition, params, batch.before, batch.before_mask)
 
 
-def score_chunk(
+def run_chunk(
     definition: Definition,
     params: Params,
     contexts: Sequence[Cache],
     batch: PromptBatch,
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
-) -> Scores:
-    """Scores ``C`` slots of each example in one pass."""
+    first: Alone | None,
+) -> Float[Array, "B C R D"]:
+    """Final states of ``C`` slots of each example at the places that are read, in one pass."""
     tail = make_tail(batch, contexts, slots, slot_mask)
     embeddings = transformer.embed(definition, params, tail.tokens)
-    return judge(read_tail(definition, params, contexts, tail, embeddings), batch.goal)
+    return transformer.forward(
+        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read, first
+    )
+
+
+def run(
+    definition: Definition,
+    params: Params,
+    contexts: Sequence[Cache],
+    batch: PromptBatch,
+    slots: Int[Array, "B C W"],
+    slot_mask: Bool[Array, "B C W"],
+    *,
+    chunk: int,
+    first: Alone | None = None,
+) -> Float[Array, "B C R D"]:
+    """Final states of all slots, ``chunk`` of each example at a time (bounds the memory).
+
+    Args:
+        contexts: caches of all that stands before the slots, in order.
+        first: what is known already of the tokens of every slot and of what follows it.
+
+    Raises:
+        ValueError: if ``chunk`` does not divide ``C``.
+    """
+    examples, rows, _ = slots.shape
+    if rows % chunk:
+        raise ValueError(f"chunk {chunk} does not divide {rows} slots")
+    one = functools.partial(run_chunk, definition, params, contexts, batch)
+    if rows == chunk:
+        return one(slots, slot_mask, first)
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(examples, rows // chunk, chunk, *x.shape[2:]), 1, 0)
+
+    by_chunk = jax.tree.map(split, (slots, slot_mask, first))
+    hidden = jax.lax.map(lambda rows: one(*rows), by_chunk)
+    return jnp.moveaxis(hidden, 0, 1).reshape(examples, rows, *hidden.shape[3:])
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "chunk"))
@@ -225,25 +149,6 @@ def score(
     *,
     chunk: int,
 ) -> Scores:
-    """Scores all slots, ``chunk`` of each example at a time (bounds the memory).
-
-    Args:
-        contexts: caches of all that stands before the slots, in order.
-
-    Raises:
-        ValueError: if ``chunk`` does not divide ``C``.
-    """
-    examples, rows, width = slots.shape
-    if rows % chunk:
-        raise ValueError(f"chunk {chunk} does not divide {rows} slots")
-    run = functools.partial(score_chunk, definition, params, contexts, batch)
-    if rows == chunk:
-        return run(slots, slot_mask)
-
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(examples, rows // chunk, chunk, width), 1, 0)
-
-    scores = jax.lax.map(lambda pair: run(*pair), (split(slots), split(slot_mask)))
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(examples, rows, *x.shape[3:]), scores
-    )
+    """Scores all slots; see ``run``. The head is one product for all of them."""
+    hidden = run(definition, params, contexts, batch, slots, slot_mask, chunk=chunk)
+    return judge(definition, params, hidden, batch.goal)

@@ -12,7 +12,6 @@ sequence, and counted. An example for which 1,000 draws of one slot do not fit i
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks import candidates, frame, retokenize
+from robustjax.attacks.frame import BatchRun, Inputs, Pending, Program, Seen
 from robustjax.attacks.objective import score
 from robustjax.attacks.retokenize import SlotText
 from robustjax.data.tokens import Tokenizer
@@ -37,28 +37,44 @@ class RandomToken:
         num_tokens: tokens drawn for a slot.
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         iterations_per_pass: slots of each example scored in one pass; bounds the memory.
+        untargeted: aim for any wrong class instead of the example's target.
+        stop_at_success: try no more slots of an example once one was successful.
     """
 
     num_iterations: int = 1280
     num_tokens: int = 10
     position: float = 1.0
     iterations_per_pass: int = 64
+    untargeted: bool = False
+    stop_at_success: bool = False
 
     name = "random_token"
+    needs_companion = False
 
     def __post_init__(self) -> None:
         frame.check_positive(self, "num_iterations", "num_tokens", "iterations_per_pass")
         frame.check_position(self.position)
 
+    @property
+    def variant(self) -> str:
+        """Names of the options in use that change the algorithm, joined by ``+``."""
+        return frame.variant(untargeted=self.untargeted, stop_at_success=self.stop_at_success)
 
-class Tried(NamedTuple):
-    """The slots of one pass and what the victim made of them, ``[B, C, ...]`` on the host."""
 
-    slots: Int[np.ndarray, "B C W"]
-    mask: Bool[np.ndarray, "B C W"]
-    loss: Float[np.ndarray, "B C"]
-    success: Bool[np.ndarray, "B C"]
-    answer: Float[np.ndarray, "B C N"]
+class Found(NamedTuple):
+    """The first slot of each example that broke the victim, on the host.
+
+    Attributes:
+        is_found: whether there is one yet; if not, the rest means nothing.
+        stuck: examples with a slot that nothing fitted.
+    """
+
+    is_found: Bool[np.ndarray, " B"]
+    slots: Int[np.ndarray, "B W"]
+    mask: Bool[np.ndarray, "B W"]
+    loss: Float[np.ndarray, " B"]
+    answer: Float[np.ndarray, "B N"]
+    stuck: Bool[np.ndarray, " B"]
 
 
 class Drawn(NamedTuple):
@@ -67,13 +83,13 @@ class Drawn(NamedTuple):
     Attributes:
         slots: re-tokenised ids.
         mask: true at real ids; a row is empty where nothing fitted or nothing was asked for.
-        redrawn: draws of each example that were thrown away.
+        redrawn: draws that were thrown away for each slot.
         stuck: examples with a slot that nothing fitted.
     """
 
     slots: Int[np.ndarray, "B C W"]
     mask: Bool[np.ndarray, "B C W"]
-    redrawn: Int[np.ndarray, " B"]
+    redrawn: Int[np.ndarray, "B C"]
     stuck: Bool[np.ndarray, " B"]
 
 
@@ -89,88 +105,127 @@ def start(
     return []
 
 
-def search(attack: RandomToken, run: frame.BatchRun, tick: Callable[[int], None]) -> frame.Outcome:
-    """Runs the attack on one batch; ``tick`` hears of each pass's iterations."""
-    tried = []
-    redrawn = np.zeros(len(run.prompts), np.int64)
-    stuck = np.zeros(len(run.prompts), bool)
-    for iterations in passes(attack):
-        drawn = draw_fitting(attack, run, iterations, stuck)
-        tried.append(step(run, drawn))
-        redrawn += drawn.redrawn
-        stuck |= drawn.stuck
-        tick(int((iterations <= attack.num_iterations).sum()))
-    count = attack.num_iterations
-    slots, mask, loss, success, answer = (
-        np.concatenate([np.asarray(getattr(one, field)) for one in tried], axis=1)[:, :count]
-        for field in ("slots", "mask", "loss", "success", "answer")
+def init(attack: RandomToken, run: BatchRun) -> Found:
+    """Nothing is found yet."""
+    rows, width = len(run.prompts), slot_width(attack)
+    return Found(
+        np.zeros(rows, bool),
+        np.zeros((rows, width), np.int32),
+        np.zeros((rows, width), bool),
+        np.zeros(rows, np.float32),
+        np.zeros((rows, frame.answer_width(run)), np.float32),
+        np.zeros(rows, bool),
     )
-    rows = np.arange(len(run.prompts))
+
+
+def iterations_of_step(attack: RandomToken, iteration: int) -> int:
+    """How many iterations the step that begins with ``iteration`` does: those of a pass."""
+    return min(pass_width(attack), attack.num_iterations - iteration + 1)
+
+
+def pass_width(attack: RandomToken) -> int:
+    """Slots of each example that are scored in one pass."""
+    return min(attack.iterations_per_pass, attack.num_iterations)
+
+
+def kept(state: Found) -> Found:
+    """What of a state is saved: all."""
+    return state
+
+
+def revive(attack: RandomToken, run: BatchRun, saved: Found) -> Found:
+    """A saved state as it is used."""
+    return saved
+
+
+def failures(attack: RandomToken, run: BatchRun, state: Found) -> dict[int, str]:
+    """Rows for which nothing fitted."""
+    reason = (
+        f"no random slot of {attack.num_tokens} tokens stands cleanly in its text at position "
+        f"{attack.position} in {_MOST_ATTEMPTS} draws"
+    )
+    return {int(row): reason for row in np.flatnonzero(state.stuck)}
+
+
+def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tuple[Found, Pending]:
+    """Scores the slots of one pass; its last one is filled up with iterations not asked for."""
+    count = iterations_of_step(attack, iteration)
+    iterations = np.arange(iteration, iteration + pass_width(attack), dtype=np.uint32)
+    drawn = draw_fitting(attack, run, iterations, state.stuck)
+    victim = run.inputs.victim
+    scores = frame.fetch(
+        score(
+            *(victim.definition, victim.params, (victim.prefix,), run.batch),
+            *(run.put(drawn.slots), run.put(drawn.mask)),
+            chunk=drawn.slots.shape[1],
+        )
+    )
+    slots, mask, redrawn = (x[:, :count] for x in (drawn.slots, drawn.mask, drawn.redrawn))
+    loss, success, answer = (x[:, :count] for x in scores)
+    first = np.where(success.any(1), success.argmax(1), count - 1)
+    rows = np.arange(len(first))
+    old = state.is_found
+
+    def first_of(known: np.ndarray, of_pass: np.ndarray) -> np.ndarray:
+        return np.where(_like(old, known), known, of_pass[rows, first])
+
+    state = Found(
+        is_found=old | success.any(1),
+        slots=first_of(state.slots, slots),
+        mask=first_of(state.mask, mask),
+        loss=first_of(state.loss, loss),
+        answer=first_of(state.answer, answer),
+        stuck=state.stuck | drawn.stuck,
+    )
     # From the first success on the record repeats the slot that succeeded.
-    first = np.where(success.any(1), success.argmax(1), count)
-    shown = np.minimum(np.arange(count)[None], first[:, None])  # [B, I]
-    kept = [
-        [slots[row, i][mask[row, i]].tolist() for row, i in enumerate(column)] for column in shown.T
-    ]
-    return frame.Outcome(
-        kept,
-        np.take_along_axis(loss, shown, 1).T,
-        np.take_along_axis(success, shown, 1).T,
-        np.ones((count, len(rows)), np.int64),
-        answer[rows, shown[:, -1]],
-        redrawn,
-        run.lengths * count + mask.sum((1, 2)),
-        {
-            int(row): f"no random slot of {attack.num_tokens} tokens stands cleanly in its text at "
-            f"position {attack.position} in {_MOST_ATTEMPTS} draws"
-            for row in np.flatnonzero(stuck)
-        },
+    repeats = old[:, None] | (state.is_found[:, None] & (np.arange(count) >= first[:, None]))
+
+    def shown(known: np.ndarray, of_pass: np.ndarray) -> np.ndarray:
+        return np.where(_like(repeats, of_pass), known[:, None], of_pass).swapaxes(0, 1)
+
+    at_first = np.zeros((count, len(rows)), np.int64)
+    at_first[0] = 1
+    seen = Seen(
+        slots=shown(state.slots, slots),
+        mask=shown(state.mask, mask),
+        loss=shown(state.loss, loss),
+        success=repeats.T,
+        answer=shown(state.answer, answer),
+        num_valid=np.ones_like(redrawn.T),
+        num_retokenised=redrawn.T,
+        tokens=(run.lengths[:, None] + mask.sum(-1)).T,
+        companion_tokens=np.zeros_like(redrawn.T),
+        calls={"score": at_first, "encode_prefix": at_first * int(iteration == 1)},
     )
+    return state, Pending(None, lambda _: seen)
 
 
-def passes(attack: RandomToken) -> list[UInt32[np.ndarray, " C"]]:
-    """Iteration numbers of each pass; the last one is filled up with iterations not asked for."""
-    width = min(attack.iterations_per_pass, attack.num_iterations)
-    starts = range(1, attack.num_iterations + 1, width)
-    return [np.arange(start, start + width, dtype=np.uint32) for start in starts]
+def _like(flags: Bool[np.ndarray, "..."], values: np.ndarray) -> np.ndarray:
+    """Flags with as many axes as the values that they choose."""
+    return flags.reshape(flags.shape + (1,) * (values.ndim - flags.ndim))
 
 
-def step(run: frame.BatchRun, drawn: Drawn) -> Tried:
-    """Scores the slots of one pass."""
-    slots, mask = drawn.slots, drawn.mask
-    victim = run.victim
-    scores = score(
-        victim.definition,
-        victim.params,
-        (run.prefix,),
-        run.batch,
-        run.put(slots),
-        run.put(mask),
-        chunk=slots.shape[1],
-    )
-    return Tried(slots, mask, *frame.fetch(scores))
-
-
-def programs(attack: RandomToken, run: frame.BatchRun) -> list[frame.Program]:
-    """What the search executes on one batch, for counting its FLOPs."""
-    count, runs = len(passes(attack)[0]), len(passes(attack))
-    shape = (len(run.prompts), count, 2 * attack.num_tokens)
-    slots = jax.ShapeDtypeStruct(shape, jnp.int32)
-    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
-    run_score = functools.partial(score, run.victim.definition, chunk=count)
-    arguments = (run.victim.params, (run.prefix,), run.batch, slots, mask)
-    return [frame.Program(run_score, arguments, runs)]
+def programs(attack: RandomToken, inputs: Inputs) -> dict[str, Program]:
+    """What a search runs on a batch, by name."""
+    count = pass_width(attack)
+    shape = (inputs.rows, count, slot_width(attack))
+    slots = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
+    victim = inputs.victim
+    run_score = functools.partial(score, victim.definition, chunk=count)
+    return {
+        "encode_prefix": frame.prefix_program(victim, inputs.batch),
+        "score": Program(run_score, (victim.params, (victim.prefix,), inputs.batch, *slots)),
+    }
 
 
 def draw_fitting(
     attack: RandomToken,
-    run: frame.BatchRun,
+    run: BatchRun,
     iterations: UInt32[np.ndarray, " C"],
     given_up: Bool[np.ndarray, " B"],
 ) -> Drawn:
     """Draws until every slot fits; examples given up and iterations not asked for get none."""
     tokenizer, put = run.victim.tokenizer, run.victim.put_examples
-    allowed = run.victim.put_replicated(tokenizer.allowed_attack_ids)
     shape = (len(run.prompts), len(iterations))
     slots = np.full((*shape, slot_width(attack)), tokenizer.pad_id, np.int32)
     mask = np.zeros(slots.shape, bool)
@@ -180,9 +235,9 @@ def draw_fitting(
         drawn = draw(
             run.seed,
             run.batch.example_id,
-            jnp.asarray(iterations),
+            iterations,
             put(attempts),
-            allowed,
+            run.allowed,
             width=attack.num_tokens,
         )
         rows, columns = np.nonzero(wanted)
@@ -197,8 +252,7 @@ def draw_fitting(
         attempts += wanted
         wanted &= attempts < _MOST_ATTEMPTS
     stuck = (attempts >= _MOST_ATTEMPTS).any(1)
-    redrawn = attempts.sum(1, dtype=np.int64)
-    return Drawn(slots, mask, redrawn, np.asarray(stuck))
+    return Drawn(slots, mask, attempts.astype(np.int64), np.asarray(stuck))
 
 
 @functools.partial(jax.jit, static_argnames=("width",))

@@ -5,6 +5,9 @@ few parts; a part attends to the incumbent's keys and values up to its start, be
 its candidates differs, and runs only what follows. Where parts start is fixed by the odds of a
 uniform draw, so that program shapes do not depend on what was drawn; an example whose draw defies
 the odds is scored plainly. Either way its result depends on nothing but itself.
+
+In the first layer, what a block computes of each token by itself is also the incumbent's for all
+tokens but the replaced one (where layers are unrolled, of which there are few: see the registry).
 """
 
 import functools
@@ -16,7 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from robustjax.attacks.objective import PromptBatch, Scores, score
+from robustjax.attacks.objective import PromptBatch, make_tail, run
+from robustjax.attacks.verdict import Scores, judge
+from robustjax.models import transformer
+from robustjax.models.layers import Alone
 from robustjax.models.transformer import Cache, Definition, Params
 
 _MOST_PARTS = 4
@@ -89,6 +95,7 @@ def score_replacements(
     params: Params,
     prefix: Cache,
     batch: PromptBatch,
+    current: Int[Array, "B A"],
     incumbent: Cache,
     proposed: Replacements,
     *,
@@ -100,20 +107,64 @@ def score_replacements(
     Scores of examples that defy the odds mean nothing.
 
     Args:
-        incumbent: keys and values of the slots that the candidates differ from, as they stand after
-            ``prefix``.
+        current: the slots that the candidates differ from.
+        incumbent: their keys and values, as they stand after ``prefix``.
         starts: see ``part_starts``; a single one scores them plainly.
     """
     size = proposed.slots.shape[1] // len(starts)
+    known = None
+    if not definition.scanned:
+        known = _first_layer(definition, params, prefix, batch, current, proposed)
 
-    def part(number: int, start: int) -> Scores:
-        slots = proposed.slots[:, number * size : (number + 1) * size, start:]
+    def part(number: int, start: int) -> Array:
+        rows = slice(number * size, (number + 1) * size)
+        slots = proposed.slots[:, rows, start:]
         contexts = (prefix, incumbent.first(start)) if start else (prefix,)
         mask = jnp.ones_like(slots, bool)
-        return score(definition, params, contexts, batch, slots, mask, chunk=chunk)
+        first = None if known is None else _of_rows(known, proposed.places[:, rows], rows, start)
+        return run(definition, params, contexts, batch, slots, mask, chunk=chunk, first=first)
 
-    parts = [part(number, start) for number, start in enumerate(starts)]
-    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *parts)
+    hidden = jnp.concatenate([part(*one) for one in enumerate(starts)], axis=1)
+    return judge(definition, params, hidden, batch.goal)
+
+
+def _first_layer(
+    definition: Definition,
+    params: Params,
+    prefix: Cache,
+    batch: PromptBatch,
+    current: Int[Array, "B A"],
+    proposed: Replacements,
+) -> tuple[Alone, Alone]:
+    """What the first block makes of the incumbents' tails, and of the token of each replacement."""
+    whole = jnp.ones_like(current, bool)[:, None]
+    tail = make_tail(batch, (prefix,), current[:, None], whole)
+    place = proposed.places[..., None]
+    token = jnp.take_along_axis(proposed.slots, place, axis=2)
+    position = jnp.take_along_axis(
+        jnp.broadcast_to(tail.positions, (*place.shape[:2], tail.positions.shape[2])), place, axis=2
+    )
+
+    def alone(tokens: Array, positions: Array) -> Alone:
+        x = transformer.embed(definition, params, tokens)
+        return transformer.first_alone(definition, params, x, positions)
+
+    return alone(tail.tokens, tail.positions), alone(token, position)
+
+
+def _of_rows(
+    known: tuple[Alone, Alone], places: Int[Array, "B C"], rows: slice, start: int
+) -> Alone:
+    """What is known of each candidate's tokens from ``start`` on."""
+    unchanged, replaced = known
+    width = unchanged.keys.shape[2] - start
+    is_new = places[..., None] == jnp.broadcast_to(start + jnp.arange(width), (1, 1, width))
+
+    def pick(of_incumbent: Array, of_candidates: Array) -> Array:
+        flags = is_new.reshape(is_new.shape + (1,) * (of_incumbent.ndim - 3))
+        return jnp.where(flags, of_candidates[:, rows], of_incumbent[:, :, start:])
+
+    return jax.tree.map(pick, unchanged, replaced)
 
 
 @jax.jit

@@ -24,7 +24,7 @@ def fit(
         tokenizer: what the model reads with.
         room: tokens that an example may have, the attack's slot not counted.
         policy: "refuse" or "drop".
-        positions: where attacks put their slots.
+        positions: where attacks put their slots; none if there is no attack.
 
     Returns:
         The task without the dropped examples; `source["dropped_too_long"]` counts them by split.
@@ -34,6 +34,7 @@ def fit(
             dropped altogether.
     """
     kept: dict[str, tuple[Example, ...]] = {}
+    where = "beside an attack" if positions else "into the model's context"
     for split in SPLITS:
         examples: tuple[Example, ...] = getattr(task, split)
         lengths = needed_tokens(examples, task.chunk_kinds, tokenizer, positions)
@@ -42,7 +43,7 @@ def fit(
             first = long[0]
             raise UserError(
                 f"{split} example {examples[first].example_id} of task {task.name!r} has "
-                f"{lengths[first]} tokens, {room} fit beside an attack; {len(long)} of "
+                f"{lengths[first]} tokens, {room} fit {where}; {len(long)} of "
                 f"{len(examples)} {split} examples are too long: shorten them, or set "
                 "task.too_long=drop to leave them out"
             )
@@ -51,7 +52,7 @@ def fit(
         if lost:
             raise UserError(
                 f"no {split} example of class {min(lost)} of task {task.name!r} has at most {room} "
-                f"tokens, which is what fits beside an attack; shorten them"
+                f"tokens, which is what fits {where}; shorten them"
             )
     dropped = {split: len(getattr(task, split)) - len(kept[split]) for split in SPLITS}
     source = task.source | {"dropped_too_long": dropped}

@@ -195,7 +195,20 @@ class Task:
 def split_at_slot(
     example: Example, chunk_kinds: tuple[ChunkKind, ...], position: float
 ) -> tuple[str, str]:
-    """Returns the text before and the text after the attack slot.
+    """Returns the text before and the text after the attack slot; see `slot_place`.
+
+    Returns:
+        `(before, after)`; an attack text `s` gives the prompt `before + s + after`.
+    """
+    index, head, tail = slot_place(example, chunk_kinds, position)
+    chunks = example.chunks
+    return "".join(chunks[:index]) + head, tail + "".join(chunks[index + 1 :])
+
+
+def slot_place(
+    example: Example, chunk_kinds: tuple[ChunkKind, ...], position: float
+) -> tuple[int, str, str]:
+    """Returns where the attack slot lies.
 
     The slot lies in the one modifiable chunk. A PERTURBABLE chunk of n characters is cut after
     `int(n * position)` characters, so 1.0 makes the attack a suffix of that chunk, 0.0 a prefix of
@@ -208,7 +221,7 @@ def split_at_slot(
         position: where to cut, in [0, 1].
 
     Returns:
-        `(before, after)`; an attack text `s` gives the prompt `before + s + after`.
+        The chunk's index, and its texts before and after the slot.
 
     Raises:
         ValueError: `position` is outside [0, 1], or `chunk_kinds` does not fit the example.
@@ -223,9 +236,7 @@ def split_at_slot(
     index = modifiable_index(chunk_kinds)
     text = chunks[index] if chunk_kinds[index] is ChunkKind.PERTURBABLE else ""
     cut = int(len(text) * position)
-    before = "".join(chunks[:index]) + text[:cut]
-    after = text[cut:] + "".join(chunks[index + 1 :])
-    return before, after
+    return index, text[:cut], text[cut:]
 
 
 def require_label(name: str, value: Any) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
+from robustjax.data import cuts
 from robustjax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -123,6 +124,11 @@ class Tokenizer:
         canonical = json.dumps(json.loads(self._backend.to_str()), sort_keys=True)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
+    @functools.cached_property
+    def cuts_before_spaces(self) -> bool:
+        """Whether texts may be tokenised piece by piece; see `robustjax.data.cuts`."""
+        return cuts.cuts_before_spaces(json.loads(self._backend.to_str()))
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text: no special tokens added, no truncation, no padding."""
         if isinstance(texts, str):
@@ -137,7 +143,48 @@ class Tokenizer:
         Spaces are not cleaned up. Bytes that form no character become U+FFFD.
         """
         plain = rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
-        return self._backend.decode_batch(plain, skip_special_tokens=True)
+        text_of = self._whole_texts.__getitem__
+        texts: list[str] = []
+        for row in plain:
+            try:
+                texts.append("".join(map(text_of, row)))
+            except KeyError:
+                texts += self._backend.decode_batch([row], skip_special_tokens=True)
+        return texts
+
+    @functools.cached_property
+    def _whole_texts(self) -> dict[int, str]:
+        """Texts of the ids whose bytes are whole characters, for a decoder that joins bytes.
+
+        Whole characters stay what they are, whatever bytes stand beside them.
+        """
+        if not isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
+            return {}
+        ids = range(self.num_ids)
+        texts = self._backend.decode_batch([[i] for i in ids], skip_special_tokens=True)
+        return {i: text for i, text in zip(ids, texts, strict=True) if "\ufffd" not in text}
+
+    def character_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Returns which characters `[start, stop)` of its text each token of each text stands for.
+
+        Tokens that are parts of one character share it. Of characters that normalisation composes
+        only the first is counted.
+        """
+        encodings = self._untrimmed.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.offsets for encoding in encodings]
+
+    @functools.cached_property
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The same without post-processor: that of some leaves spaces out of the offsets."""
+        if self._backend.post_processor is None:
+            return self._backend
+        description = json.loads(self._backend.to_str()) | {"post_processor": None}
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
+
+    def normalise(self, text: str) -> str:
+        """Returns what the tokenizer makes of a text before it cuts it up (NFC, for example)."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json` for transformers.AutoTokenizer."""

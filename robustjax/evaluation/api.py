@@ -21,7 +21,8 @@ class AttackResult:
 
     Attributes:
         success_rate: share of the attacked examples that the victim gets wrong in the end; examples
-            that it got wrong already are not attacked. NaN if none was attacked.
+            that it got wrong already are not attacked. NaN if none was attacked. In the summary
+            its name tells what options of the attack make of it; see `records.rate_names`.
         records: one for each example, in the order given.
         summary: rates by iteration, accuracies and FLOPs; see `records.summarise`.
     """
@@ -42,6 +43,7 @@ def run_attack(
     chunk_kinds: tuple[ChunkKind, ...] | None = None,
     config: SearchConfig | None = None,
     path: str | os.PathLike[str] | None = None,
+    companion: Victim | None = None,
 ) -> AttackResult:
     """Attacks the examples that the victim answers correctly.
 
@@ -60,9 +62,12 @@ def run_attack(
         config: how the search is cut into programs; by default batches of 16 examples, or of all if
             there are fewer.
         path: a file of records to write; the same call continues it after an interruption.
+        companion: another model of the victim's family, for attacks that ask one: `BEAST` a
+            language model, `GCG` with `probe_size` a smaller classifier of the same classes.
 
     Raises:
-        UserError: no examples, one that is malformed, or a seed out of range.
+        UserError: no examples, one that is malformed, a seed out of range, or a companion that is
+            missing or does not fit.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed!r} must be an integer from 0 to 2**32 - 1")
@@ -80,11 +85,13 @@ def run_attack(
         seed=seed,
         config=_batches_for(chosen) if config is None else config,
         path=path,
+        companion=companion,
     )
     by_id = {record.example_id: record for record in found}
     ordered = [by_id[example.example_id] for example in chosen]
     summary = records.summarise(ordered)
-    return AttackResult(summary["attack_success_rate"], ordered, summary)
+    rate = summary[records.rate_names(summary["variant"]).rate]
+    return AttackResult(rate, ordered, summary)
 
 
 def _batches_for(examples: Sequence[Example]) -> SearchConfig:

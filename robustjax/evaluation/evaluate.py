@@ -6,18 +6,19 @@ so an interrupted evaluation goes on where it stopped and ends with the same fil
 """
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robustjax.attacks import search
-from robustjax.attacks.frame import BatchRun, Outcome, Prompt
-from robustjax.attacks.objective import encode_prefix
+from robustjax.attacks.frame import BatchRun, Outcome, Prompt, Seen, Shape
+from robustjax.attacks.saved_search import SavedSearch
 from robustjax.attacks.search import Attack, PlannedBatch, SearchConfig
+from robustjax.attacks.verdict import ANY_OTHER
 from robustjax.data.prompts import ChunkKind, Example
 from robustjax.errors import UserError
 from robustjax.evaluation import flops, records
@@ -77,6 +78,8 @@ def attack_examples(
     max_attacked: int | None = None,
     path: str | os.PathLike[str] | None = None,
     label: str = "attack",
+    companion: Victim | None = None,
+    save_seconds: float = 5.0,
 ) -> tuple[list[AttackRecord], Timing]:
     """Attacks examples and returns one record for each.
 
@@ -91,56 +94,78 @@ def attack_examples(
         only_correct: attack only examples that the victim answers correctly (evaluation); otherwise
             all of them (adversarial training).
         max_attacked: stop taking examples once this many are attacked; the rest leave no record.
-        path: ``attack_records.jsonl`` to append to. What it holds already is not done again.
+        path: ``attack_records.jsonl`` to append to. What it holds already is not done again; of
+            the batch that an interruption left, no iteration that stands in ``attack_state.npz``
+            beside it.
         label: name on the progress line.
+        companion: a smaller model of the victim's family, for attacks that ask one; others do not.
+        save_seconds: how often that state is saved, at most.
 
     Returns:
         Records (those that need no search first, then bucket by bucket) and the time spent.
 
     Raises:
-        UserError: repeated ids; a file of other records at ``path``.
+        UserError: repeated ids; a file of other records at ``path``; a companion that is missing or
+            does not fit.
     """
+    search.check_goal(attack, victim.definition.head)
+    if not attack.needs_companion:
+        companion = None
+    search.check_companion(attack, victim, companion)
     timing = Timing()
     started = time.perf_counter()
     _check_ids(examples)
+    if attack.untargeted:
+        examples = [dataclasses.replace(one, target_label=ANY_OTHER) for one in examples]
     clean = clean_answers(victim, examples, config)
-    wanted = [
-        answer.failure is None and (answer.correct or not only_correct) for answer in clean.values()
-    ]
-    if max_attacked is not None:
-        end = int(np.searchsorted(np.cumsum(wanted), max_attacked)) + 1
-        examples, wanted = examples[:end], wanted[:end]
-    attacked = [example for example, take in zip(examples, wanted, strict=True) if take]
-    prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed)
-    idle = [
-        _blank_record(
-            example,
-            clean[example.example_id],
-            failures.get(example.example_id) or clean[example.example_id].failure,
-            attack,
-            seed,
-        )
-        for example, take in zip(examples, wanted, strict=True)
-        if not take or example.example_id in failures
-    ]
+    attacked, spared = _chosen(examples, clean, only_correct, max_attacked)
+    prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed, companion)
+    left_out = {one.example_id for one in spared} | failures.keys()
+    idle = []
+    for example in examples:
+        if example.example_id in left_out:
+            answer = clean[example.example_id]
+            reason = failures.get(example.example_id) or answer.failure
+            idle.append(_blank_record(example, answer, reason, attack, seed))
     batches = search.plan(prompts, config)
     done, remaining = _resume(path, idle, batches, attack, seed)
 
+    saved = SavedSearch(path and Path(path).with_name("attack_state.npz"), save_seconds)
     total = len(prompts) * attack.num_iterations
     before = sum(len(record.iterations) for record in done)
     with Progress(total, label, unit="example-iterations", done=before) as progress:
         ticker = _Ticker(timing, progress)
         cost = ExecutedCost(attack)
         for batch, run, outcome in search.run_batches(
-            victim, remaining, attack, seed, config, ticker
+            *(victim, remaining, attack, seed, config, ticker), companion=companion, saved=saved
         ):
-            new = _records(batch, run, outcome, clean, attack, seed, cost(batch, run))
+            new = _records(batch, run, outcome, clean, attack, seed, cost(batch, run, outcome.seen))
             if path is not None:
                 records.append_records(path, new)
             done.extend(new)
+            del run  # its arrays make room for the next batch's
             ticker.restart_clock()
+    saved.clear()
     timing.seconds = time.perf_counter() - started
     return done, timing
+
+
+def _chosen(
+    examples: Sequence[Example],
+    clean: dict[int, Answer],
+    only_correct: bool,
+    max_attacked: int | None,
+) -> tuple[list[Example], list[Example]]:
+    """What is attacked, and what comes before the last of it but is not."""
+    attacked: list[Example] = []
+    spared: list[Example] = []
+    for example in examples:
+        answer = clean[example.example_id]
+        wanted = answer.failure is None and (answer.correct or not only_correct)
+        (attacked if wanted else spared).append(example)
+        if len(attacked) == max_attacked:
+            break
+    return attacked, spared
 
 
 def _check_ids(examples: Sequence[Example]) -> None:
@@ -176,23 +201,23 @@ class _Ticker:
 
 
 class ExecutedCost:
-    """Executed FLOPs of a batch for one of its rows; counted once a bucket."""
+    """Executed FLOPs of a batch's rows; each program is counted once a bucket."""
 
     def __init__(self, attack: Attack):
         self._attack = attack
-        self._known: dict[tuple[int, int, int], int] = {}
+        self._known: dict[Shape, dict[str, int]] = {}
 
-    def __call__(self, batch: PlannedBatch, run: BatchRun) -> int:
-        """FLOPs of the whole search, for one example of the batch."""
-        if batch.shape not in self._known:
-            definition = run.victim.definition
-            total = flops.executed_flops(
-                functools.partial(encode_prefix, definition), run.victim.params, run.batch
-            )
-            for program in search.module_of(self._attack).programs(self._attack, run):
-                total += program.runs * flops.executed_flops(program.function, *program.arguments)
-            self._known[batch.shape] = total // len(run.prompts)
-        return self._known[batch.shape]
+    def __call__(self, batch: PlannedBatch, run: BatchRun, seen: Seen) -> list[int]:
+        """FLOPs of the search for each row: its share of the programs that it is charged with."""
+        known = self._known.setdefault(batch.shape, {})
+        new = {name for name, calls in seen.calls.items() if calls.any()} - known.keys()
+        if new:
+            programs = search.module_of(self._attack).programs(self._attack, run.inputs)
+            for name in sorted(new):
+                function, arguments = programs[name]
+                known[name] = flops.executed_flops(function, *arguments)
+        total = sum(seen.calls[name].sum(0) * cost for name, cost in known.items())
+        return [int(one) // len(run.prompts) for one in total]
 
 
 def _resume(
@@ -210,12 +235,16 @@ def _resume(
         prompt.example.example_id for batch in batches for prompt in batch.prompts
     }
     for record in known.values():
-        same = (record.seed, record.position) == (seed, attack.position)
+        same = (record.seed, record.position, record.attack, record.variant) == (
+            *(seed, attack.position),
+            *(attack.name, attack.variant),
+        )
         finished = len(record.iterations) in (0, attack.num_iterations)
         if record.example_id not in expected or not same or not finished:
             raise UserError(
                 f"{os.fspath(path)} holds records of another attack (example_id "
-                f"{record.example_id}, seed {record.seed}, position {record.position}, "
+                f"{record.example_id}, {record.attack}, seed {record.seed}, position "
+                f"{record.position}, "
                 f"{len(record.iterations)} iterations); give another path or delete it"
             )
     done = list(idle)
@@ -252,6 +281,8 @@ def _blank_record(
         failure=failure,
         target_logprobs=None,
         clean_target_logprobs=clean.target_logprobs,
+        attack=attack.name,
+        variant=attack.variant,
     )
 
 
@@ -262,11 +293,13 @@ def _records(
     clean: dict[int, Answer],
     attack: Attack,
     seed: int,
-    executed: int,
+    executed: list[int],
 ) -> list[AttackRecord]:
-    count = len(batch.prompts)
+    seen, count = outcome.seen, len(batch.prompts)
     decode = run.victim.tokenizer.decode
-    texts = [decode(slots[:count]) for slots in outcome.slots]  # [I][B]
+    texts = [
+        decode([seen.ids(i, row) for row in range(count)]) for i in range(len(seen.loss))
+    ]  # [I][B]
 
     def record(row: int, prompt: Prompt) -> AttackRecord:
         example = prompt.example
@@ -275,15 +308,15 @@ def _records(
             return _blank_record(example, answer, outcome.failures[row], attack, seed)
         iterations = [
             IterationRecord(
-                loss=float(outcome.loss[i, row]),
-                success=bool(outcome.success[i, row]),
+                loss=float(seen.loss[i, row]),
+                success=bool(seen.success[i, row]),
                 slot_text=texts[i][row],
-                num_valid=int(outcome.num_valid[i, row]),
+                num_valid=int(seen.num_valid[i, row]),
             )
             for i in range(len(texts))
         ]
         surrounding = prompt.surrounding
-        answered = outcome.answer[row].tolist()
+        answered = seen.answer[-1, row].tolist()
         return AttackRecord(
             example_id=example.example_id,
             label=example.label,
@@ -294,16 +327,22 @@ def _records(
             logits=None if prompt.goal_ids else answered,
             clean_logits=answer.logits,
             iterations=iterations,
-            num_retokenised=int(outcome.num_retokenised[row]),
+            num_retokenised=int(seen.num_retokenised[:, row].sum()),
             position=attack.position,
             seed=seed,
-            flops_algorithmic=flops.forward_flops(
-                run.victim.num_params, int(outcome.flops_tokens[row])
+            flops_algorithmic=sum(
+                flops.forward_flops(model.num_params, int(tokens[:, row].sum()))
+                for model, tokens in (
+                    (run.victim, seen.tokens),
+                    (run.companion or run.victim, seen.companion_tokens),
+                )
             ),
-            flops_executed=executed,
+            flops_executed=executed[row],
             failure=None,
             target_logprobs=answered[: len(prompt.goal_ids)] if prompt.goal_ids else None,
             clean_target_logprobs=answer.target_logprobs,
+            attack=attack.name,
+            variant=attack.variant,
         )
 
     return [record(row, prompt) for row, prompt in enumerate(batch.prompts)]

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,11 @@ from robustjax.evaluation.strict_json import canonical_json, write_text_atomic
 __all__ = [
     "AttackRecord",
     "IterationRecord",
+    "RateNames",
     "append_records",
     "canonical_json",
+    "options",
+    "rate_names",
     "read_complete_records",
     "read_records",
     "summarise",
@@ -73,6 +76,8 @@ class AttackRecord:
         target_logprobs: log-probability of each token of the text that a language model should go
             on with, after the final text; None for a classifier, or if there was no attack.
         clean_target_logprobs: the same after the clean text.
+        attack: name of the attack.
+        variant: names of the options in use that change its algorithm, joined by `+`.
 
     Raises:
         ValueError: a success is claimed without an attacked text or beside a failure.
@@ -95,6 +100,8 @@ class AttackRecord:
     failure: str | None
     target_logprobs: list[float] | None = None
     clean_target_logprobs: list[float] | None = None
+    attack: str = ""
+    variant: str = ""
 
     def __post_init__(self) -> None:
         """Reject a success that cannot have happened."""
@@ -167,16 +174,67 @@ def read_complete_records(path: str | os.PathLike[str]) -> list[AttackRecord]:
     return records
 
 
+class RateNames(NamedTuple):
+    """What the rates of an attack are called in its summary.
+
+    Attributes:
+        rate: share of the attacked examples that the final text breaks.
+        interval: Wilson 95 % interval of it.
+        at: the same share after each iteration.
+        accuracy: share of all examples that are answered correctly after the attack.
+    """
+
+    rate: str
+    interval: str
+    at: str
+    accuracy: str
+
+
+_SHOWN = {"keep_best": "best", "stop_at_success": "stopped"}
+"""Options that change which text a rate looks at, and the word for it in the rate's name."""
+
+
+def options(variant: str) -> list[str]:
+    """Names of the options in a variant."""
+    return variant.split("+") if variant else []
+
+
+def rate_names(variant: str) -> RateNames:
+    """The names of the rates of an attack, which depend on the options in use.
+
+    As a rule a rate after an iteration looks at the text of that very iteration. With ``keep_best``
+    it looks at the best text so far, with ``stop_at_success`` at the first successful one once
+    there is one. These are other quantities, so they have other names: ``asr_best_at``,
+    ``asr_stopped_at``, or ``asr_best_stopped_at``. ``asr_first_success_at`` means the same whatever
+    the options.
+    """
+    mine = options(variant)
+    words = "".join(f"_{word}" for option, word in _SHOWN.items() if option in mine)
+    return RateNames(
+        f"attack_success_rate{words}",
+        f"asr{words}_interval",
+        f"asr{words}_at",
+        f"accuracy_after{words}",
+    )
+
+
 def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
     """Metrics of one attack on one victim, a pure function of its records.
 
-    Rates of the attack are over the examples attacked: right before the attack and not failed.
-    `accuracy_after` is over all examples; one that failed counts as wrong there, because nothing
-    shows that it would have held. Rates without a denominator are NaN.
+    Rates of the attack are over the examples attacked: right before the attack and not failed. What
+    they are called depends on the options in use, see `rate_names`. The accuracy after the attack
+    is over all examples; one that failed counts as wrong there, because nothing shows that it would
+    have held. Rates without a denominator are NaN.
 
     Raises:
-        UserError: attacked examples have histories of different lengths.
+        UserError: records of different attacks or options, or attacked examples with histories of
+            different lengths.
     """
+    kinds = sorted({(record.attack, record.variant) for record in records})
+    if len(kinds) > 1:
+        found = ", ".join("+".join(filter(None, kind)) or "(no name)" for kind in kinds)
+        raise UserError(f"records of different attacks: {found}; summarise each by itself")
+    variant = kinds[0][1] if kinds else ""
     attacked = [record for record in records if record.attacked]
     lengths = sorted({len(record.iterations) for record in attacked})
     if len(lengths) > 1:
@@ -189,7 +247,9 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
     ).reshape(len(attacked), num_iterations)
     num_broken = sum(record.success for record in attacked)
     num_correct_before = sum(record.correct_before for record in records)
+    names = rate_names(variant)
     return {
+        "variant": variant,
         "num_examples": len(records),
         "num_correct_before": num_correct_before,
         "num_attacked": len(attacked),
@@ -197,10 +257,10 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
         "num_broken": num_broken,
         "num_retokenised": sum(record.num_retokenised for record in records),
         "accuracy_before": _ratio(num_correct_before, len(records)),
-        "accuracy_after": _ratio(len(attacked) - num_broken, len(records)),
-        "attack_success_rate": _ratio(num_broken, len(attacked)),
-        "asr_interval": list(metrics.wilson_interval(num_broken, len(attacked))),
-        "asr_at": _by_iteration(metrics.asr_curve(success)),
+        names.accuracy: _ratio(len(attacked) - num_broken, len(records)),
+        names.rate: _ratio(num_broken, len(attacked)),
+        names.interval: list(metrics.wilson_interval(num_broken, len(attacked))),
+        names.at: _by_iteration(metrics.asr_curve(success)),
         "asr_first_success_at": _by_iteration(metrics.first_success_curve(success)),
         "iterations": num_iterations,
         "flops_algorithmic": sum(record.flops_algorithmic for record in records),
@@ -279,4 +339,6 @@ _RECORD_PARSERS: Mapping[str, strict_json.Parser] = {
     "failure": strict_json.optional(strict_json.string),
     "target_logprobs": strict_json.optional(strict_json.list_of(strict_json.number)),
     "clean_target_logprobs": strict_json.optional(strict_json.list_of(strict_json.number)),
+    "attack": strict_json.string,
+    "variant": strict_json.string,
 }

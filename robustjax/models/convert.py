@@ -5,13 +5,11 @@ again from what stands on the disk. It covers names (Hugging Face's), types, sha
 is the same for a model in either format, and `conversion.json` in the target keeps it.
 """
 
-import hashlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,6 +18,7 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import torch_bin
 from robustjax.models.architectures import port_of
+from robustjax.models.checksum import weights_sha256
 from robustjax.models.hf_load import (
     find_tensors,
     load_hugging_face,
@@ -32,7 +31,7 @@ from robustjax.models.layers import Numerics
 from robustjax.models.loading import find_folder
 from robustjax.models.model_folder import find_model, iterate_model, load_model, save_model
 from robustjax.models.registry import POINTS, layer_loop
-from robustjax.models.transformer import Definition
+from robustjax.models.transformer import Definition, Head
 from robustjax.models.victim import Victim
 from robustjax.runtime.files import check_writable, read_json, write_json
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
@@ -81,20 +80,6 @@ def convert(
     else:
         _to_ours(source, target, num_classes, seed, allow_torch_bin)
     return target
-
-
-def weights_sha256(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
-    """The checksum of a model: over name, type, shape and bits of every tensor.
-
-    Args:
-        tensors: name and tensor as Hugging Face has them, in any order; none is kept.
-    """
-    lines = []
-    for name, tensor in tensors:
-        bits = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
-        digest = hashlib.sha256(bits).hexdigest()
-        lines.append(f"{name} {tensor.dtype} {list(tensor.shape)} {digest}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _to_hugging_face(folder: Path, target: Path, max_shard_bytes: int) -> None:
@@ -177,7 +162,7 @@ def _definition(folder: Path, weights: Path, num_classes: int) -> Definition:
     names, found = port_of(config).names, find_tensors(weights)
     language_model = Definition(config, head="lm")
     is_tied = head_name(language_model) not in slots(language_model)
-    head: Literal["classifier", "lm"] = "classifier"
+    head: Head = "classifier"
     if names.classifier_head in found:
         num_classes = num_classes or found[names.classifier_head].shape[0]
     elif not num_classes and (names.lm_head in found or is_tied):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from robustjax.errors import UserError
 from robustjax.models.config_fields import ConfigFields
 from robustjax.models.layers import (
+    Alone,
     Context,
     LayerNorm,
     Linear,
@@ -109,6 +110,12 @@ class GPTNeoXBlock(nnx.Module):
         _, keys, values = self._project(self.attention_norm(x), positions)
         return keys, values
 
+    def alone(self, x: Float[Array, "B C T D"], positions: Int[Array, "B C T"]) -> Alone:
+        """What does not depend on other tokens."""
+        projected = self._project(self.attention_norm(x), positions)
+        is_parallel = self.config.parallel_residual
+        return Alone(*projected, self._mlp(self.mlp_norm(x)) if is_parallel else None)
+
     def __call__(
         self,
         x: Float[Array, "B C T D"],
@@ -116,6 +123,7 @@ class GPTNeoXBlock(nnx.Module):
         mask: Bool[Array, "B C R T"],
         contexts: Sequence[Context],
         read: Int[Array, "B C R"] | None,
+        alone: Alone | None = None,
     ) -> tuple[
         Float[Array, "B C R D"], tuple[Float[Array, "B C T H K"], Float[Array, "B C T H K"]]
     ]:
@@ -127,17 +135,23 @@ class GPTNeoXBlock(nnx.Module):
             mask: which own tokens each output position sees.
             contexts: shared keys and values to attend to as well.
             read: the positions to compute outputs for; all of them when None.
+            alone: what is known already of each token by itself.
 
         Returns:
             New states at the read positions, and the keys and values of all tokens.
         """
-        queries, keys, values = self._project(self.attention_norm(x), positions)
+        mlp = None
+        if alone is None:
+            queries, keys, values = self._project(self.attention_norm(x), positions)
+        else:
+            queries, keys, values, mlp = alone
         if read is not None:
             x, queries = gather_tokens(x, read), gather_tokens(queries, read)
+            mlp = None if mlp is None else gather_tokens(mlp, read)
         mixed = attend(queries, keys, values, mask, contexts, self.numerics.matmul_precision)
         attention = self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         if self.config.parallel_residual:
-            out = x + attention + self._mlp(self.mlp_norm(x))
+            out = x + attention + (self._mlp(self.mlp_norm(x)) if mlp is None else mlp)
         else:
             x = x + attention
             out = x + self._mlp(self.mlp_norm(x))

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.architectures import port_of_model_type
+from robustjax.models.classifier_head import fresh_head
 from robustjax.models.hf_names import Slot, head_name, leaf_at, slots
 from robustjax.models.port import ModelConfig
 from robustjax.models.safetensors_file import SafetensorsFile, open_safetensors
@@ -79,7 +80,7 @@ def load_hugging_face(
     for path, tensors in _by_leaf(wanted).items():
         shape, sharding = leaf_at(shapes, path), leaf_at(shardings, path)
         if path == ("head", "kernel") and is_fresh_head:
-            leaf = _fresh_head(shape, sharding, seed)
+            leaf = fresh_head(shape, sharding, seed)
         else:
             leaf = _load_leaf(shape, sharding, {found[name]: slot for name, slot in tensors}, tick)
         leaf_at(params, path[:-1])[path[-1]] = leaf
@@ -151,6 +152,26 @@ def name_tensors(definition: Definition, found: dict[str, Tensor]) -> dict[str, 
         return found
     heads = (definition.port.names.lm_head, definition.port.names.classifier_head)
     return {name if name in heads else prefix + name: tensor for name, tensor in found.items()}
+
+
+def classes_of_head(folder: Path, definition: Definition) -> int | None:
+    """Classes of the classifier head in a folder; None if, like a base model, it has none.
+
+    Raises:
+        UserError: there are no weights, or a file is damaged.
+    """
+    head = find_tensors(folder).get(definition.port.names.classifier_head)
+    return None if head is None else head.shape[0]
+
+
+def has_lm_head(folder: Path, definition: Definition) -> bool:
+    """Whether a folder holds all that a language model needs; a tied head needs no weights.
+
+    Raises:
+        UserError: there are no weights, or a file is damaged.
+    """
+    name = head_name(definition)
+    return name not in slots(definition) or name in find_tensors(folder)
 
 
 def _match(
@@ -258,15 +279,6 @@ def _load_leaf(
 
 def _set_layer(stack: jax.Array, weight: jax.Array, layer: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, weight, layer, 0)
-
-
-def _fresh_head(shape: jax.ShapeDtypeStruct, sharding: NamedSharding, seed: int) -> jax.Array:
-    """A classifier head, normal with standard deviation 0.02."""
-
-    def draw() -> jax.Array:
-        return (0.02 * jax.random.normal(jax.random.key(seed), shape.shape)).astype(shape.dtype)
-
-    return jax.jit(draw, out_shardings=sharding)()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

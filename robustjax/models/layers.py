@@ -7,6 +7,7 @@ have no ``C`` axis and are never copied per row.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from robustjax.errors import UserError
 
 _MASKED = -1e30  # finite: a row that sees nothing yields garbage, never NaN
+_SCORES_IN_MEMORY = 1 << 20
+"""Scores of a vocabulary that may be in memory at once."""
+_VOCABULARY_PART = 2048
+"""Columns of the vocabulary that are scored at once where there would be more."""
 
 
 _TYPES = ("float32", "bfloat16", "float16")
@@ -174,17 +179,76 @@ class Trunk(nnx.Module):
 
     def project(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch N"]:
         """Final norm and head: float32 scores of classes, or of the vocabulary."""
-        normal = self.final_norm(hidden)
-        if self.head is not None:
-            return self.head.sums(normal).astype(jnp.float32)
-        scores = jnp.einsum(
-            "...d,vd->...v",
+        return self._scores(self.final_norm(hidden), self._head_weights())
+
+    def rivalry(self, hidden: Float[Array, "B C R D"], tokens: Int[Array, "B R"]) -> "Rivalry":
+        """The score of one token at each place, and what it has against it.
+
+        The scores of a whole vocabulary are never in memory at once: they are taken a few thousand
+        columns at a time, with a running maximum and sum. (On a CPU that is also three times as
+        fast as writing them out and reading them again.)
+
+        Args:
+            tokens: one token of the vocabulary for each place, the same for all rows.
+        """
+        normal, weights = self.final_norm(hidden), self._head_weights()
+        vocab = weights.shape[-1]
+        few = math.prod(normal.shape[:-1]) * vocab <= _SCORES_IN_MEMORY
+        width = vocab if few else min(_VOCABULARY_PART, vocab)
+
+        def part(carry: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
+            top, total = carry
+            begin = jnp.minimum(first, vocab - width)  # the last part overlaps the one before
+            scores = self._scores(normal, jax.lax.dynamic_slice_in_dim(weights, begin, width, -1))
+            index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) + begin
+            left_out = (index < first) | (index == tokens[:, None, :, None])
+            scores = jnp.where(left_out, _MASKED, scores)
+            new = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
+            total = total * jnp.exp(top - new) + jnp.exp(scores - new[..., None]).sum(-1)
+            return (new, total), None
+
+        score = jnp.einsum(
+            "bcrd,dbr->bcr",
             normal,
-            self.embed.embedding[...].astype(self.numerics.compute_dtype),
+            weights[:, tokens].astype(self.numerics.compute_dtype),
+            precision=self.numerics.matmul_precision,
+            preferred_element_type=self.numerics.accumulation_dtype,
+        ).astype(jnp.float32)
+        start = (jnp.full(score.shape, _MASKED), jnp.zeros(score.shape))
+        (top, total), _ = jax.lax.scan(part, start, jnp.arange(0, vocab, width))
+        return Rivalry(score, top, jnp.log(total) + top)
+
+    def _head_weights(self) -> Float[Array, "D N"]:
+        """Of the head, or the embedding table that it shares."""
+        if self.head is not None:
+            return self.head.kernel[...]
+        return self.embed.embedding[...].T
+
+    def _scores(
+        self, normal: Float[Array, "*batch D"], weights: Float[Array, "D N"]
+    ) -> Float[Array, "*batch N"]:
+        scores = jnp.einsum(
+            "...d,dv->...v",
+            normal,
+            weights.astype(self.numerics.compute_dtype),
             precision=self.numerics.matmul_precision,
             preferred_element_type=self.numerics.accumulation_dtype,
         )
         return scores.astype(jnp.float32)
+
+
+class Rivalry(NamedTuple):
+    """One token of the vocabulary against all others; float32.
+
+    Attributes:
+        score: of the token.
+        top: highest score of another.
+        logsum: logarithm of the sum of the exponentials of all others.
+    """
+
+    score: Float[Array, "B C R"]
+    top: Float[Array, "B C R"]
+    logsum: Float[Array, "B C R"]
 
 
 def rotary_frequencies(rotary_dims: int, theta: float) -> Float[np.ndarray, " half"]:
@@ -217,17 +281,39 @@ def rotate(
 
 
 class Context(NamedTuple):
-    """Keys and values that all rows of an example attend to; never copied per row.
+    """Keys and values that rows attend to, beside their own.
 
     Attributes:
-        keys: ``[B, P, G, K]`` (``G`` key/value heads).
-        values: ``[B, P, G, K]``.
-        mask: ``[B, P]``, true where a real token stands.
+        keys: ``[B, P, G, K]`` (``G`` key/value heads), shared by all rows of an example and never
+            copied per row; or ``[B, C, P, G, K]``, each row's.
+        values: the same for values.
+        mask: ``[B, P]`` or ``[B, C, P]``, true where a real token stands.
     """
 
-    keys: Float[Array, "B P G K"]
-    values: Float[Array, "B P G K"]
-    mask: Bool[Array, "B P"]
+    keys: Float[Array, "B *C P G K"]
+    values: Float[Array, "B *C P G K"]
+    mask: Bool[Array, "B *C P"]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all rows of an example attend to the same."""
+        return self.mask.ndim == 2
+
+
+class Alone(NamedTuple):
+    """What a block computes of each token by itself, before tokens attend to one another.
+
+    Attributes:
+        queries: ``[B, C, T, H, K]``, rotated.
+        keys: ``[B, C, T, G, K]``, rotated.
+        values: ``[B, C, T, G, K]``.
+        mlp: ``[B, C, T, D]`` where the feed-forward layer runs beside attention, else None.
+    """
+
+    queries: Float[Array, "B C T H K"]
+    keys: Float[Array, "B C T G K"]
+    values: Float[Array, "B C T G K"]
+    mlp: Float[Array, "B C T D"] | None
 
 
 def attend(
@@ -238,15 +324,15 @@ def attend(
     contexts: Sequence[Context],
     precision: str,
 ) -> Float[Array, "B C R H K"]:
-    """Softmax attention over shared contexts and a row's own tokens, jointly normalised.
+    """Softmax attention over contexts and a row's own tokens, jointly normalised.
 
     Scores are taken block by block and normalised by one maximum and one sum, so the contexts are
     neither concatenated with the row's own keys nor repeated for each row. ``H`` is a multiple of
     ``G`` (grouped-query attention).
 
-    Each block keeps the layout in which its product leaves it (``B G C R M P`` for a context, whose
-    rows are one large product, ``B C G R M T`` for a row's own tokens): only what has no token axis
-    is transposed, which at a prefix of 900 tokens takes a third of the time away.
+    Each block keeps the layout in which its product leaves it (``B G C R M P`` for a shared
+    context, whose rows are one large product, ``B C G R M T`` for a row's own tokens): only what
+    has no token axis is transposed, which at a prefix of 900 tokens takes a third of the time away.
     """
     batch, rows, reads, heads, width = queries.shape
     groups = keys.shape[3]
@@ -262,27 +348,34 @@ def attend(
         """Between ``B G C ...`` and ``B C G ...``."""
         return jnp.swapaxes(x, 1, 2)
 
-    own = scores("bcrgmk,bctgk->bcgrmt", keys, mask[:, :, None, :, None])
-    shared = [
+    of_rows = [scores("bcrgmk,bctgk->bcgrmt", keys, mask[:, :, None, :, None])]
+    row_values = [values]
+    for context in (one for one in contexts if not one.is_shared):
+        visible = context.mask[:, :, None, None, None]
+        of_rows.append(scores("bcrgmk,bctgk->bcgrmt", context.keys, visible))
+        row_values.append(context.values)
+    shared = [one for one in contexts if one.is_shared]
+    of_shared = [
         scores("bcrgmk,bpgk->bgcrmp", context.keys, context.mask[:, None, None, None, None])
-        for context in contexts
+        for context in shared
     ]
-    top = own.max(-1, keepdims=True)
-    for block in shared:
-        top = jnp.maximum(top, swapped(block.max(-1, keepdims=True)))
-    top = jax.lax.stop_gradient(top)
+    tops = [block.max(-1, keepdims=True) for block in of_rows]
+    tops += [swapped(block.max(-1, keepdims=True)) for block in of_shared]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
 
-    weights = jnp.exp(own - top)
-    total = weights.sum(-1, keepdims=True)  # [B, C, G, R, M, 1]
-    mixed = product("bcgrmt,bctgk->bcgrmk", weights.astype(out_type), values)
-    for block, context in zip(shared, contexts, strict=True):
+    totals, mixed = [], []  # [B, C, G, R, M, 1] and [B, C, G, R, M, K]
+    for block, some in zip(of_rows, row_values, strict=True):
+        weights = jnp.exp(block - top)
+        totals.append(weights.sum(-1, keepdims=True))
+        mixed.append(product("bcgrmt,bctgk->bcgrmk", weights.astype(out_type), some))
+    for block, context in zip(of_shared, shared, strict=True):
         weights = jnp.exp(block - swapped(top))
-        total = total + swapped(weights.sum(-1, keepdims=True))
-        mixed = mixed + swapped(
-            product("bgcrmp,bpgk->bgcrmk", weights.astype(out_type), context.values)
+        totals.append(swapped(weights.sum(-1, keepdims=True)))
+        mixed.append(
+            swapped(product("bgcrmp,bpgk->bgcrmk", weights.astype(out_type), context.values))
         )
-    mixed = jnp.swapaxes(mixed / total, 2, 3)
-    return mixed.astype(out_type).reshape(batch, rows, reads, heads, width)
+    out = jnp.swapaxes(sum(mixed[1:], mixed[0]) / sum(totals[1:], totals[0]), 2, 3)
+    return out.astype(out_type).reshape(batch, rows, reads, heads, width)
 
 
 def gather_tokens(

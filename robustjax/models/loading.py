@@ -1,20 +1,22 @@
 """`load_victim`: from the name of a model to something that can be asked and attacked."""
 
+import logging
 from pathlib import Path
-from typing import Literal
 
 from jax.sharding import Mesh
 
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.models.classifier_head import as_classifier
 from robustjax.models.hf_load import load_hugging_face, read_hugging_face_config
 from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import find_model, load_model
 from robustjax.models.registry import POINTS, layer_loop
-from robustjax.models.transformer import Definition, Remat
+from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
+_log = logging.getLogger(__name__)
 _FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
 _TORCH_FILES = ["pytorch_model*.bin"]
 
@@ -29,7 +31,7 @@ def load_victim(
     numerics: Numerics | None = None,
     seed: int = 0,
     batch_size: int = 32,
-    head: Literal["classifier", "lm"] = "classifier",
+    head: Head = "classifier",
     strict: bool = False,
     remat: Remat | None = None,
 ) -> Victim:
@@ -64,6 +66,11 @@ def load_victim(
     ours = find_model(Path(path_or_point).expanduser())
     if ours is not None and point is None:
         victim = load_model(ours, mesh, rules, numerics, batch_size, remat)
+        if victim.definition.head == "lm" and head == "classifier" and not strict:
+            _log.warning(
+                "%s holds no classifier head: it is drawn afresh and has to be trained", ours
+            )
+            return as_classifier(victim, num_classes, seed)
         _check_head(ours, victim.definition, head, num_classes)
         return victim
     folder = find_folder(name, revision)
@@ -73,7 +80,7 @@ def load_victim(
         head=head,
         num_classes=num_classes,
         numerics=numerics,
-        **layer_loop(config) | ({} if remat is None else {"remat": remat}),
+        **layer_loop(config, remat),
     )
     tokenizer = Tokenizer.load(folder)
     params = load_hugging_face(folder, definition, mesh, rules, seed=seed, strict=strict)
@@ -100,16 +107,14 @@ def find_folder(
         return folder
     if point is not None and not point.hub_name:
         raise UserError(
-            f"scaling point {point.name} has no published weights; train it with `robustjax study` "
-            "and give the folder"
+            f"scaling point {point.name} has no published weights; train it with "
+            "`robustjax finetune` and give the folder"
         )
     name, _, suffix = (path_or_point if point is None else point.hub_name).partition("@")
     return _download(name, revision or suffix or None, _FILES + _TORCH_FILES * torch_files)
 
 
-def _check_head(
-    folder: Path, definition: Definition, head: Literal["classifier", "lm"], num_classes: int
-) -> None:
+def _check_head(folder: Path, definition: Definition, head: Head, num_classes: int) -> None:
     if definition.head != head:
         raise UserError(f"{folder} has the head {definition.head!r}; give head={definition.head!r}")
     if head == "classifier" and definition.num_classes != num_classes:

@@ -70,7 +70,7 @@ def load_model(
         UserError: the folder is damaged, or holds something else.
     """
     saved = load_metadata(folder)
-    stored = _stored_definition(folder, saved)
+    stored = stored_definition(folder, saved)
     params, _ = load_params(folder, like=_abstract_on(mesh, rules, stored))
     numerics = stored.numerics if numerics is None else numerics
     if numerics.param_dtype != saved["param_dtype"]:
@@ -89,7 +89,7 @@ def load_model(
 
 def iterate_model(folder: Path, mesh: Mesh, rules: AxisRules) -> Iterator[tuple[str, jax.Array]]:
     """The weights in a folder one after the other, by their paths (`blocks.00.query.kernel`)."""
-    definition = _stored_definition(folder, load_metadata(folder))
+    definition = stored_definition(folder, load_metadata(folder))
     return iterate_params(folder, like=_abstract_on(mesh, rules, definition))
 
 
@@ -102,7 +102,7 @@ def _abstract_on(mesh: Mesh, rules: AxisRules, definition: Definition) -> Params
     )
 
 
-def _stored_definition(folder: Path, saved: dict[str, Any]) -> Definition:
+def stored_definition(folder: Path, saved: dict[str, Any]) -> Definition:
     """What the weights in a folder are weights of, in the type they are saved in."""
     if "config" not in saved:
         raise UserError(f"{folder} holds arrays that are no model; give a model's folder")

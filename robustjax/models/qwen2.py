@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from robustjax.errors import UserError
 from robustjax.models.config_fields import ConfigFields
 from robustjax.models.layers import (
+    Alone,
     Context,
     Linear,
     Numerics,
@@ -128,6 +129,12 @@ class Qwen2Block(nnx.Module):
         """Keys (rotated) and values of every token: all a cached prefix needs of its last block."""
         return self._keys_values(self.attention_norm(x), positions)
 
+    def alone(self, x: Float[Array, "B C T D"], positions: Int[Array, "B C T"]) -> Alone:
+        """What does not depend on other tokens."""
+        normal = self.attention_norm(x)
+        queries = rotate(self._heads(self.query(normal)), positions, self._turns())
+        return Alone(queries, *self._keys_values(normal, positions), None)
+
     def __call__(
         self,
         x: Float[Array, "B C T D"],
@@ -135,6 +142,7 @@ class Qwen2Block(nnx.Module):
         mask: Bool[Array, "B C R T"],
         contexts: Sequence[Context],
         read: Int[Array, "B C R"] | None,
+        alone: Alone | None = None,
     ) -> tuple[
         Float[Array, "B C R D"], tuple[Float[Array, "B C T G K"], Float[Array, "B C T G K"]]
     ]:
@@ -146,16 +154,22 @@ class Qwen2Block(nnx.Module):
             mask: which own tokens each output position sees.
             contexts: shared keys and values to attend to as well.
             read: the positions to compute outputs for; all of them when None.
+            alone: what is known already of each token by itself.
 
         Returns:
             New states at the read positions, and the keys and values of all tokens.
         """
-        normal = self.attention_norm(x)
-        keys, values = self._keys_values(normal, positions)
-        if read is not None:
-            x, normal = gather_tokens(x, read), gather_tokens(normal, read)
-            positions = gather_tokens(positions, read)
-        queries = rotate(self._heads(self.query(normal)), positions, self._turns())
+        if alone is None:
+            normal = self.attention_norm(x)
+            keys, values = self._keys_values(normal, positions)
+            if read is not None:
+                x, normal = gather_tokens(x, read), gather_tokens(normal, read)
+                positions = gather_tokens(positions, read)
+            queries = rotate(self._heads(self.query(normal)), positions, self._turns())
+        else:
+            queries, keys, values, _ = alone
+            if read is not None:
+                x, queries = gather_tokens(x, read), gather_tokens(queries, read)
         mixed = attend(queries, keys, values, mask, contexts, self.numerics.matmul_precision)
         x = x + self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         return x + self._mlp(self.mlp_norm(x)), (keys, values)

@@ -13,7 +13,7 @@ from robustjax.errors import UserError
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.port import ModelConfig
 from robustjax.models.qwen2 import Qwen2Config
-from robustjax.models.transformer import Definition, count_params
+from robustjax.models.transformer import Definition, Remat, count_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +35,20 @@ class ScalingPoint:
     hub_name: str = ""
 
 
-def layer_loop(config: ModelConfig) -> dict[str, Any]:
+def layer_loop(config: ModelConfig, remat: Remat | None = None) -> dict[str, Any]:
     """How a model's layers are run: the fields ``scanned`` and ``remat`` of its `Definition`.
 
     More than a dozen layers compile slowly unrolled. Such models are also large enough to be short
     of memory in training; from two billion weights on, short of it in earnest.
+
+    Args:
+        config: the shape.
+        remat: what training computes again, where it should not be what suits the shape.
     """
     if config.layers <= 12:
-        return {"scanned": False, "remat": "none"}
+        return {"scanned": False, "remat": remat or "none"}
     is_large = count_params(Definition(config)) >= 2_000_000_000
-    return {"scanned": True, "remat": "blocks" if is_large else "dots"}
+    return {"scanned": True, "remat": remat or ("blocks" if is_large else "dots")}
 
 
 def _pythia(

@@ -21,11 +21,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models.architectures import port_of
-from robustjax.models.layers import Context, Numerics, Trunk, gather_tokens
+from robustjax.models.layers import Alone, Context, Numerics, Rivalry, Trunk, gather_tokens
 from robustjax.models.port import TRUNK_AXES, ModelConfig, Port
 
 Params = dict[str, Any]
 
+Head = Literal["classifier", "lm"]
 Remat = Literal["none", "dots", "blocks"]
 """What a training step keeps of its forward pass for the backward pass: everything; of the blocks
 only the products with weights; only what goes into each block. The rest is computed again."""
@@ -51,7 +52,7 @@ class Definition:
     """
 
     config: ModelConfig
-    head: Literal["classifier", "lm"] = "classifier"
+    head: Head = "classifier"
     num_classes: int = 2
     numerics: Numerics = Numerics()
     scanned: bool = False
@@ -73,14 +74,14 @@ class Cache(NamedTuple):
 
     Attributes:
         keys: a tuple of ``L`` arrays ``[B, P, G, K]``, or one array ``[L, B, P, G, K]`` when the
-            layers are scanned.
+            layers are scanned. An axis ``C`` follows ``B`` if each row has its own.
         values: the same for values.
-        mask: ``[B, P]``, true at real tokens.
+        mask: ``[B, P]`` or ``[B, C, P]``, true at real tokens.
     """
 
     keys: Any
     values: Any
-    mask: Bool[Array, "B P"]
+    mask: Bool[Array, "B *C P"]
 
     def layer(self, index: int) -> Context:
         """The cache of one layer."""
@@ -89,7 +90,12 @@ class Cache(NamedTuple):
     def first(self, count: int) -> "Cache":
         """The cache of the first ``count`` tokens."""
         keys, values = jax.tree.map(lambda x: x[..., :count, :, :], (self.keys, self.values))
-        return Cache(keys, values, self.mask[:, :count])
+        return Cache(keys, values, self.mask[..., :count])
+
+    def of_only_row(self) -> "Cache":
+        """The cache of a single row, as all rows share it."""
+        keys, values = jax.tree.map(lambda x: jnp.squeeze(x, axis=-4), (self.keys, self.values))
+        return Cache(keys, values, self.mask[:, 0])
 
 
 def init(definition: Definition, seed: int) -> Params:
@@ -170,7 +176,7 @@ def encode(
     _, kept = _run(
         definition, params, x, positions, mask[:, None], (), read=None, last_keys_only=True
     )
-    return _cache(kept, mask[:, None])
+    return Cache(*kept, mask[:, None]).of_only_row()
 
 
 def forward(
@@ -181,6 +187,7 @@ def forward(
     mask: Bool[Array, "B C T"],
     caches: Sequence[Cache] = (),
     read: Int[Array, "B C R"] | None = None,
+    first: Alone | None = None,
 ) -> Float[Array, "B C R D"]:
     """Final hidden states (before the final norm) at the read positions.
 
@@ -189,35 +196,49 @@ def forward(
         positions: their positions, counted over the whole prompt.
         mask: true at real tokens. Token ``i`` sees real tokens ``j <= i`` and every real token of
             the caches.
-        caches: what came before; shared by all rows ``C`` of an example.
+        caches: what came before, shared by all rows ``C`` of an example or each row's own.
         read: indices into ``T``; in the last block only these get queries, attention and
             feed-forward. All positions when None.
+        first: what ``first_alone`` knows of the tokens already.
+
+    Raises:
+        ValueError: if ``first`` is given for scanned layers, which are all run alike.
     """
+    if definition.scanned and first is not None:
+        raise ValueError("scanned layers are all run alike: leave out first")
     hidden, _ = _run(
-        definition, params, x, positions, mask, caches, read=read, last_keys_only=False
+        *(definition, params, x, positions, mask, caches),
+        read=read,
+        last_keys_only=False,
+        first=first,
     )
     return hidden
+
+
+def first_alone(
+    definition: Definition,
+    params: Params,
+    x: Float[Array, "B C T D"],
+    positions: Int[Array, "B C T"],
+) -> Alone:
+    """What the first block computes of each token by itself, given the embeddings."""
+    return _block(definition, layer_params(definition, params, 0)).alone(x, positions)
 
 
 def forward_and_keep(
     definition: Definition,
     params: Params,
-    x: Float[Array, "B 1 T D"],
-    positions: Int[Array, "B 1 T"],
-    mask: Bool[Array, "B 1 T"],
+    x: Float[Array, "B C T D"],
+    positions: Int[Array, "B C T"],
+    mask: Bool[Array, "B C T"],
     caches: Sequence[Cache] = (),
-    read: Int[Array, "B 1 R"] | None = None,
-) -> tuple[Float[Array, "B 1 R D"], Cache]:
-    """``forward`` for one row of each example, with the cache of the tokens it runs."""
+    read: Int[Array, "B C R"] | None = None,
+) -> tuple[Float[Array, "B C R D"], Cache]:
+    """``forward``, with the cache of the tokens it runs, each row's own."""
     hidden, kept = _run(
         definition, params, x, positions, mask, caches, read=read, last_keys_only=False
     )
-    return hidden, _cache(kept, mask)
-
-
-def _cache(kept: tuple[Any, Any], mask: Bool[Array, "B 1 T"]) -> Cache:
-    keys, values = jax.tree.map(lambda a: jnp.squeeze(a, axis=-4), kept)
-    return Cache(keys, values, mask[:, 0])
+    return hidden, Cache(*kept, mask)
 
 
 def embed(
@@ -232,6 +253,16 @@ def project(
 ) -> Float[Array, "*batch N"]:
     """Final norm and head: float32 scores of classes, or of the vocabulary."""
     return _trunk(definition, params).project(hidden)
+
+
+def rivalry(
+    definition: Definition,
+    params: Params,
+    hidden: Float[Array, "B C R D"],
+    tokens: Int[Array, "B R"],
+) -> Rivalry:
+    """The next-token score of one token at each place, and what it has against it."""
+    return _trunk(definition, params).rivalry(hidden, tokens)
 
 
 def last_real(mask: Bool[Array, "*batch T"]) -> Int[Array, "*batch"]:
@@ -279,6 +310,7 @@ def _run(
     read: Array | None,
     last_keys_only: bool,
     remat: Remat = "none",
+    first: Alone | None = None,
 ) -> tuple[Array, tuple[Any, Any]]:
     """The layer loop: all blocks but the last in one way, the last only where it is read."""
     width = x.shape[2]
@@ -312,7 +344,11 @@ def _run(
         kept = []
         for index in range(last):
             contexts = [cache.layer(index) for cache in caches]
-            x, pair = middle(x, layer_params(definition, params, index), contexts)
+            weights = layer_params(definition, params, index)
+            if index == 0 and first is not None:
+                x, pair = _block(definition, weights)(x, positions, own_mask, contexts, None, first)
+            else:
+                x, pair = middle(x, weights, contexts)
             kept.append(pair)
 
     block = _block(definition, layer_params(definition, params, last))
@@ -320,7 +356,7 @@ def _run(
         pair = block.keys_values(x, positions)
     else:
         contexts = [cache.layer(last) for cache in caches]
-        x, pair = block(x, positions, read_mask, contexts, read)
+        x, pair = block(x, positions, read_mask, contexts, read, first if last == 0 else None)
     if definition.scanned:
         keys, values = (
             jnp.concatenate([some, one[None]]) for some, one in zip(kept, pair, strict=True)

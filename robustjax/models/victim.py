@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -99,19 +99,42 @@ class Victim:
         """Class scores of token rows; see ``logits``."""
         if self.definition.head != "classifier":
             raise UserError(f"model {self.name} has a language-model head, not a classifier's")
+        return self.score(rows, apply, self.definition.num_classes, "logits")
+
+    def score(
+        self,
+        rows: Sequence[Sequence[int]],
+        function: Callable[[Definition, Params, Array, Array], Float[Array, "B N"]],
+        width: int,
+        label: str,
+    ) -> Float[np.ndarray, "M N"]:
+        """Figures of token rows, read whole, in length buckets; shows progress if it takes long.
+
+        Args:
+            rows: ids of each text, unpadded.
+            function: compiled; from definition, weights, ids ``[B, T]`` and mask ``[B, T]`` to the
+                figures of each row, on which other rows and padding have no influence.
+            width: figures of a row.
+            label: name on the progress line.
+
+        Raises:
+            UserError: for a row that is empty or longer than the context.
+        """
         check_lengths(rows, self.context)
-        out = np.zeros((len(rows), self.definition.num_classes), np.float32)
+        out = np.zeros((len(rows), width), np.float32)
         buckets = group_by_bucket([len(row) for row in rows], BUCKET_EDGES)
-        with Progress(len(rows), "logits", "texts", patience=_PATIENCE_SECONDS) as progress:
-            for width, members in buckets.items():
+        with Progress(len(rows), label, "texts", patience=_PATIENCE_SECONDS) as progress:
+            for edge, members in buckets.items():
                 for start in range(0, len(members), self.batch_size):
                     chosen = members[start : start + self.batch_size]
                     filler = [chosen[-1]] * (self.batch_size - len(chosen))
                     ids, mask = pad_rows(
-                        [rows[i] for i in [*chosen, *filler]], width, self.tokenizer.pad_id
+                        [rows[i] for i in [*chosen, *filler]], edge, self.tokenizer.pad_id
                     )
-                    scores = apply(self.definition, self.params, *self.put_examples((ids, mask)))
-                    out[chosen] = np.asarray(scores)[: len(chosen)]
+                    figures = function(
+                        self.definition, self.params, *self.put_examples((ids, mask))
+                    )
+                    out[chosen] = np.asarray(figures)[: len(chosen)]
                     progress.advance(len(chosen))
         return out
 

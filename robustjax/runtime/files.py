@@ -24,15 +24,20 @@ def write_text(path: StrPath, text: str) -> None:
     On a local disk through a temporary neighbour, `fsync` and rename; in an object store a write is
     atomic by itself.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: StrPath, data: bytes) -> None:
+    """Writes a file whole or not at all; see ``write_text``."""
     if is_remote(path):
-        epath.Path(path).write_text(text)
+        epath.Path(path).write_bytes(data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Always the same name: what a killed process left is written over and renamed by the next.
     temporary = target.with_name(f".{target.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)

@@ -28,6 +28,7 @@ from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch
 from robustjax.training import loop
 from robustjax.training.loop import LabelledRows, TrainConfig, Trainer
+from robustjax.training.objective import check_head
 from robustjax.training.optimizer import learning_rate_schedule
 from robustjax.training.pool import (
     PoolConfig,
@@ -69,6 +70,11 @@ class AdversarialConfig:
         for name in ("num_rounds", "examples_per_round"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.attack.needs_companion:
+            raise UserError(
+                f"attack: {self.attack.name} asks a second model, which a training attack cannot; "
+                "take another attack, or leave probe_size at 0"
+            )
         self.schedule.iterations(0, self.num_rounds)  # its rules are checked before anything runs
         if self.num_train < 0:
             raise UserError(f"num_train={self.num_train} must not be negative")
@@ -120,8 +126,9 @@ def train_adversarially(
         The hardened victim and the summary with one entry a round.
 
     Raises:
-        UserError: settings that do not fit the data; a loss that is not finite.
+        UserError: a language model; settings that do not fit the data; a loss that is not finite.
     """
+    check_head(victim, "classifier")
     config.check(len(task.split("train")))
     clean = task.split("train")[: config.num_train or None]
     clean_rows = LabelledRows.of_texts(victim, [e.text for e in clean], [e.label for e in clean])

@@ -1,4 +1,4 @@
-"""Clean training of a classifier: from fresh or loaded weights to a saved model.
+"""Clean training of a classifier or a language model: from fresh or loaded weights to a saved one.
 
 A run owns a folder: ``checkpoints/`` (the newest state), ``metrics.jsonl``, in the end ``model/``.
 Killed anywhere, the same call goes on and ends with the same bits: batches depend on (seed, epoch)
@@ -7,18 +7,21 @@ alone, and what was logged after the last checkpoint is logged again.
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustjax.data.prompts import Example, Task
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import accuracy
+from robustjax.evaluation.perplexity import perplexity
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
 from robustjax.runtime.checkpoint import Checkpoints
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
 from robustjax.training.loop import LabelledRows, TrainConfig, Trainer, start
+from robustjax.training.objective import ObjectiveName, check_head
 from robustjax.training.optimizer import learning_rate_schedule
 
 
@@ -30,11 +33,14 @@ class FinetuneConfig:
         train: optimizer, batches, epochs.
         num_train: training examples, from the start of the task's shuffled split; 0 takes all.
         checkpoint_every: steps between checkpoints within an epoch (each epoch ends with one).
+        objective: what is trained: a classifier, or a language model (the loss of each next token,
+            labels not looked at).
     """
 
     train: TrainConfig = TrainConfig()
     num_train: int = 0
     checkpoint_every: int = 500
+    objective: ObjectiveName = "classifier"
 
     def __post_init__(self) -> None:
         for name in ("num_train", "checkpoint_every"):
@@ -59,6 +65,24 @@ class FinetuneConfig:
         learning_rate_schedule(self.train.optimizer, steps * self.train.epochs)
 
 
+class _Quality(NamedTuple):
+    """What an objective's runs are called in summaries, and what says how good the model is."""
+
+    kind: str
+    name: str
+    measure: Callable[[Victim, Sequence[Example]], float]
+
+
+_QUALITIES: dict[ObjectiveName, _Quality] = {
+    "classifier": _Quality("finetune", "validation_accuracy", accuracy),
+    "lm": _Quality(
+        "pretrain",
+        "validation_perplexity",
+        lambda victim, examples: perplexity(victim, [example.text for example in examples]),
+    ),
+}
+
+
 def labelled_rows(victim: Victim, examples: tuple[Example, ...]) -> LabelledRows:
     """Clean examples as training rows."""
     return LabelledRows.of_texts(victim, [e.text for e in examples], [e.label for e in examples])
@@ -81,9 +105,11 @@ def finetune(
         The trained victim and the summary.
 
     Raises:
-        UserError: settings that do not fit the data; a text longer than the context; a loss that
-            is not finite.
+        UserError: settings that do not fit the data or the head; a text longer than the context; a
+            loss that is not finite.
     """
+    check_head(victim, config.objective)
+    quality = _QUALITIES[config.objective]
     examples = task.split("train")
     config.check(len(examples))
     data = labelled_rows(victim, examples[: config.num_train or None])
@@ -127,24 +153,24 @@ def finetune(
                 save_every=config.checkpoint_every,
             )
             trained = victim.with_params(state.params)
-            share = accuracy(trained, task.split("validation"))
-            log.write(base + per_epoch, {"epoch": epoch + 1, "validation_accuracy": share})
+            reached = quality.measure(trained, task.split("validation"))
+            log.write(base + per_epoch, {"epoch": epoch + 1, quality.name: reached})
             checkpoints.save(base + per_epoch, state, {})
     trained = victim.with_params(state.params)
     save_model(folder / "model", trained)
-    accuracies = [
-        line["validation_accuracy"]
+    qualities = [
+        line[quality.name]
         for line in read_metrics(folder / "metrics.jsonl")
-        if "validation_accuracy" in line
+        if quality.name in line
     ]
     summary = {
-        "kind": "finetune",
+        "kind": quality.kind,
         "num_params": victim.num_params,
         "num_train": len(data.rows),
         "num_validation": len(task.validation),
         "epochs": epochs,
         "steps": per_epoch * epochs,
-        "validation_accuracy": accuracies[-1],
+        quality.name: qualities[-1],
         "flops_algorithmic": epochs * trainer.algorithmic_flops(),
         "flops_executed": epochs * trainer.executed_flops(),
     }

@@ -18,7 +18,10 @@ from robustjax.data.batching import (
 )
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
+from robustjax.models import transformer
+from robustjax.models.transformer import Definition
 from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
+from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import LearningRate, OptimizerConfig, make_optimizer
 from robustjax.training.step import (
     TrainBatch,
@@ -105,6 +108,13 @@ class Trainer:
         """Fixes the batches of every epoch, and with them the length of the schedule."""
         self._victim, self._config, self._data, self._seed = victim, config, data, seed
         self._lengths = [len(row) for row in data.rows]
+        terms = OBJECTIVES[victim.definition.head].terms(np.array(self._lengths, np.int32))
+        self._terms = np.asarray(terms, np.float32)
+        if not self._terms.any():
+            raise UserError(
+                f"objective='lm' needs a text of at least two tokens, but none of {len(data.rows)} "
+                "has as many; give longer texts"
+            )
         self.steps_per_epoch = len(self._batches(0))
 
     def _batches(self, epoch: int) -> list[Batch]:
@@ -143,7 +153,8 @@ class Trainer:
         Losses are fetched one step late, so that the device does not wait for the host.
 
         Args:
-            log: called with each step's number within the epoch (from 1) and mean loss.
+            log: called with each step's number within the epoch (from 1) and mean loss, over texts
+                or, of a language model, tokens.
             learning_rate: of each step, by its number within the epoch (from 0).
             save: called with the number of steps done and the state, every ``save_every`` steps
                 but not at the end of the epoch.
@@ -171,7 +182,8 @@ class Trainer:
                     f"step {number} of epoch {epoch + 1}: the loss is not finite "
                     f"(texts {indices[real].tolist()}); lower the learning rate"
                 )
-            log(number, float(values[real].mean()))
+            terms = self._terms[indices[real]]
+            log(number, float((values[real] * terms).sum() / max(terms.sum(), np.float32(1))))
 
         for number in range(first + 1, len(batches) + 1):
             batch = batches[number - 1]
@@ -200,26 +212,27 @@ class Trainer:
         count: dict[int, int] = {}
         for batch in self._batches(0):
             count[batch.width] = count.get(batch.width, 0) + 1
-        gradients = functools.partial(accumulate_gradients, self._victim.definition)
-        rows = (
-            self._config.batch_size // self._config.microbatch_size,
-            self._config.microbatch_size,
-        )
-
-        def shape(width: int) -> TrainBatch:
-            tokens = (*rows, width)
-            shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
-            return TrainBatch._make(jax.ShapeDtypeStruct(*one) for one in shapes)
-
+        micro = self._config.microbatch_size
+        rows = self._config.batch_size // micro, micro
         return sum(
-            number * flops.executed_flops(gradients, self._victim.params, shape(width))
+            number * _gradient_flops(self._victim.definition, rows, width)
             for width, number in count.items()
         )
 
 
+@functools.lru_cache(maxsize=64)
+def _gradient_flops(definition: Definition, rows: tuple[int, int], width: int) -> int:
+    """Executed FLOPs of the gradient of one batch: microbatches of so many rows and tokens."""
+    tokens = (*rows, width)
+    shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
+    batch = TrainBatch._make(jax.ShapeDtypeStruct(*one) for one in shapes)
+    gradients = functools.partial(accumulate_gradients, definition)
+    return flops.executed_flops(gradients, transformer.abstract_params(definition), batch)
+
+
 def start(victim: Victim, config: TrainConfig) -> tuple[TrainStep, TrainState]:
     """The compiled step of a run, and the state before the first."""
-    stacked = {"blocks"} if victim.definition.scanned else set()
+    stacked = frozenset({"blocks"} if victim.definition.scanned else ())
     optimizer = make_optimizer(config.optimizer, stacked)
     state = init_state(victim, optimizer)
     return make_train_step(victim, optimizer, state), state

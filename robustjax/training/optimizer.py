@@ -7,6 +7,7 @@ axes it factors, and when), hence `scale_by_adafactor` below.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -75,8 +76,9 @@ class OptimizerConfig:
             raise UserError(f"optimizer.epsilon: {self.epsilon} is not above 0; raise it")
 
 
+@functools.lru_cache(maxsize=16)  # whoever asks again finds the step that is compiled with it
 def make_optimizer(
-    config: OptimizerConfig, stacked: Collection[str] = ()
+    config: OptimizerConfig, stacked: frozenset[str] = frozenset()
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer; its ``update`` takes the step's ``learning_rate`` as one more argument.
 

@@ -17,6 +17,7 @@ from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import named_sharding, replicated
+from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import state_shardings
 
 
@@ -33,7 +34,10 @@ class TrainState(NamedTuple):
 
 
 class TrainBatch(NamedTuple):
-    """``M`` microbatches of ``B`` rows of one bucket; filler rows have weight 0."""
+    """``M`` microbatches of ``B`` rows of one bucket; filler rows have weight 0.
+
+    Labels are not looked at where a language model is trained.
+    """
 
     tokens: Int[Array, "M B T"]
     mask: Bool[Array, "M B T"]
@@ -63,19 +67,31 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs)
 def make_train_step(
     victim: Victim, optimizer: optax.GradientTransformationExtraArgs, state: TrainState
 ) -> TrainStep:
-    """Compiles the step for this victim's definition and mesh.
+    """The step for this victim's definition and mesh; the same one for the same optimizer.
 
     Returns:
         A function from state, batch and learning rate to the new state and every row's loss (nats,
-        before the update). It donates the state.
+        before the update; the mean over its tokens for a language model). It donates the state.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    leaves, structure = jax.tree.flatten(state)
+    layout = tuple(leaf.sharding for leaf in leaves)
+    return _train_step(victim.definition, optimizer, layout, structure)
+
+
+@functools.lru_cache(maxsize=16)  # seeds, and hardening by one attack and another, share it
+def _train_step(
+    definition: Definition,
+    optimizer: optax.GradientTransformationExtraArgs,
+    layout: tuple[jax.sharding.Sharding, ...],
+    structure: Any,
+) -> TrainStep:
+    shardings = jax.tree.unflatten(structure, layout)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def step(
         state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
     ) -> tuple[TrainState, Array]:
-        gradients, losses = accumulate_gradients(victim.definition, state.params, batch)
+        gradients, losses = accumulate_gradients(definition, state.params, batch)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, learning_rate=learning_rate
         )
@@ -90,18 +106,23 @@ def accumulate_gradients(
 ) -> tuple[Params, Float[Array, "M B"]]:
     """Gradient of the mean loss over all microbatches, and every row's loss.
 
-    Gradients are summed up, and returned, in ``definition.numerics.accumulation_dtype``.
+    The mean is over texts for a classifier, over their predicted tokens for a language model. The
+    gradients are summed up, and returned, in ``definition.numerics.accumulation_dtype``.
     """
-    total_weight = jnp.maximum(batch.weight.sum(), 1.0)
+    objective = OBJECTIVES[definition.head]
+    total = (batch.weight * objective.terms(batch.mask.sum(-1))).sum()
+    # Counted over all microbatches: means of their means would weigh long texts less.
+    total = jnp.maximum(total, 1.0)
 
     def one(gradients: Params, micro: TrainBatch) -> tuple[Params, Array]:
         def loss(params: Params) -> tuple[Array, Array]:
-            logits = transformer.apply(definition, params, micro.tokens, micro.mask)
-            rows = optax.softmax_cross_entropy_with_integer_labels(logits, micro.label)
-            return (rows * micro.weight).sum() / total_weight, rows
+            scores = transformer.apply(definition, params, micro.tokens, micro.mask)
+            rows = objective.losses(scores, micro.tokens, micro.mask, micro.label)
+            return (rows * micro.weight).sum() / total, rows
 
         new, rows = jax.grad(loss, has_aux=True)(params)
-        return jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), gradients, new), rows
+        means = rows / jnp.maximum(objective.terms(micro.mask.sum(-1)), 1)
+        return jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), gradients, new), means
 
     dtype = definition.numerics.accumulation_dtype
     zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=dtype), params)

@@ -60,7 +60,7 @@ def success_logit(attack, size, defence, training_round, iteration):
     )
 
 
-def make_records(plan, attack, size, defence, training_round, seed):
+def make_records(plan, attack, size, defence, training_round, seed, variant=""):
     """Records of one attack run; about one example in twelve is wrong before."""
     rng = np.random.default_rng([seed, training_round, size, len(attack), len(defence)])
     num_iterations = plan.iterations[attack]
@@ -95,6 +95,8 @@ def make_records(plan, attack, size, defence, training_round, seed):
                 flops_algorithmic=flops,
                 flops_executed=flops // 3,
                 failure=None,
+                attack=attack,
+                variant=variant,
             )
         )
     return records
@@ -111,7 +113,9 @@ def write_stage(folder, summary, records=None, done=True):
         (folder / "DONE").write_text("")
 
 
-def write_attack(folder, plan, point, seed, attack, defence="none", training_round=0, changes=None):
+def write_attack(
+    folder, plan, point, seed, attack, defence="none", training_round=0, changes=None, variant=""
+):
     """An attack stage; changes replace entries of its summary."""
     size = plan.sizes[point]
     search = TRAINING_ITERATIONS.get(defence, ())[:training_round]
@@ -131,7 +135,7 @@ def write_attack(folder, plan, point, seed, attack, defence="none", training_rou
         "pretrain_flops": 6 * size * 200_000_000,
         "position": 1.0,
     }  # fmt: skip
-    records = make_records(plan, attack, size, defence, training_round, seed)
+    records = make_records(plan, attack, size, defence, training_round, seed, variant)
     write_stage(folder, {**summary, **(changes or {})}, records)
 
 
@@ -246,8 +250,10 @@ def study(shared_study, tmp_path):
 def lone_attack(tmp_path):
     """Write the workdir of a single attack run."""
 
-    def write(name="workdir", attack="gcg", plan=None, **changes) -> Path:
-        write_attack(tmp_path / name, plan or Plan(), "nano-28k", 0, attack, changes=changes)
-        return tmp_path / name
+    def write(name="workdir", attack="gcg", plan=None, variant="", **changes) -> Path:
+        folder = tmp_path / name
+        plan = plan or Plan()
+        write_attack(folder, plan, "nano-28k", 0, attack, changes=changes, variant=variant)
+        return folder
 
     return write

@@ -146,7 +146,8 @@ def test_csv_numbers_are_in_full_precision(full, shared_study):
     ]
     folder = shared_study(sizes=TWO_SIZES, num_examples=32) / row["source"]
     summary = json.loads((folder / "summary.json").read_text())
-    assert float(row["attack_success_rate"]) == summary["attack_success_rate"]
+    assert row["metric"] == "attack_success_rate"
+    assert float(row["asr"]) == summary["attack_success_rate"]
     assert float(row["asr_low"]) == summary["asr_interval"][0]
 
 
@@ -241,6 +242,60 @@ def test_failures_and_unfinished_stages_are_listed(not_drawn, study, tmp_path):
     assert "1 example could not be attacked" in text
     assert "attack/nano-28k-s0/none-r0/gcg: 1 of 8" in text
     assert "Left out: 1 unfinished stage. advtrain/nano-28k-s0/gcg" in text
+
+
+def test_runs_with_options_are_attacks_of_their_own(not_drawn, study, lone_attack, tmp_path):
+    """Against the same victim, with the same seed: neither an error, nor one number of all."""
+    variants = ("", "momentum", "keep_best", "stop_at_success", "stop_at_success+momentum")
+    folders = [study(**TINY)]
+    for number, variant in enumerate(variants[1:]):
+        folders.append(lone_attack(f"w{number}", variant=variant))
+    text = Page(write_report(folders, tmp_path / "R")).text
+    for name in (
+        "GCG (momentum)", "GCG (keeps the best)", "GCG (stops at success)",
+        "GCG (stops at success, momentum)",
+    ):  # fmt: skip
+        assert f"{name}: 1 run of 8 iterations" in text
+    rows = {row["attack"]: row for row in read_csv(tmp_path / "R" / "asr_vs_size.csv")
+            if row["trained_on"] == "none" and row["attack"] != "random_token"}  # fmt: skip
+    assert {attack: row["metric"] for attack, row in rows.items()} == {
+        "gcg": "attack_success_rate",
+        "gcg+momentum": "attack_success_rate",
+        "gcg+keep_best": "attack_success_rate_best",
+        "gcg+stop_at_success": "attack_success_rate_stopped",
+        "gcg+stop_at_success+momentum": "attack_success_rate_stopped",
+    }
+    assert {row["num_seeds"] for row in rows.values()} == {"1"}
+    curves = {
+        file.stem.removeprefix("asr_vs_attack_compute_"): {row["metric"] for row in read_csv(file)}
+        for file in (tmp_path / "R").glob("asr_vs_attack_compute_gcg*.csv")
+    }
+    undrawn = {name for name, metrics in curves.items() if not metrics}
+    assert undrawn <= {"gcg_with_stop_at_success", "gcg_with_stop_at_success_with_momentum"}
+    assert {name: metrics for name, metrics in curves.items() if metrics} == {
+        "gcg": {"asr_at"},
+        "gcg_with_momentum": {"asr_at"},
+        "gcg_with_keep_best": {"asr_best_at"},
+    }
+    assert "GCG (stops at success): attack success against attack compute" in text
+    fits = json.loads((tmp_path / "R" / "fits.json").read_text())
+    reasons = re.findall("broken examples were left alone", json.dumps(fits))
+    assert len(reasons) == 2
+    runs = read_csv(tmp_path / "R" / "attack_runs.csv")
+    assert {run["metric"] for run in runs} == {
+        f"attack_success_rate{word}" for word in ("", "_best", "_stopped")
+    }
+
+
+@pytest.mark.parametrize("variant", ["momentum", "keep_best", "stop_at_success"])
+def test_a_report_of_nothing_but_one_run_with_an_option(not_drawn, lone_attack, tmp_path, variant):
+    folder = lone_attack(variant=variant)
+    write_report([folder], tmp_path / "R")
+    (row,) = read_csv(tmp_path / "R" / "headline.csv")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert row["attack"] == f"gcg+{variant}"
+    assert float(row["asr_pooled_before"]) == summary[row["metric"]]
+    assert ("attack_success_rate" in summary) == (variant == "momentum")
 
 
 def test_names_from_records_cannot_become_html(not_drawn, lone_attack, tmp_path):

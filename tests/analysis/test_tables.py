@@ -235,6 +235,14 @@ def test_attack_slopes_drop_rates_of_0_and_1_and_say_so(group):
             assert fit["slope"] == pytest.approx(np.polyfit(x, y, 1)[0])
 
 
+def test_attacks_have_names_and_labels():
+    assert labels.attack_name("gcg") == "GCG"
+    assert labels.attack_name("gcg@0.9") == "GCG at 0.9"
+    assert labels.attack_name("mine+momentum+new@0") == "mine (momentum, new) at 0"
+    assert labels.base_name("gcg+momentum+probe@0.9") == labels.base_name("gcg@0") == "gcg"
+    assert labels.attack_file_name("gcg+bf16@0.5") == "gcg_with_bf16_at_0.5"
+
+
 def test_an_attack_that_always_works_has_no_slope_but_a_reason(shared_study):
     (group,) = groups(load_study([shared_study(**TINY, fixed_asr=1.0)]))
     for fit in fits.attack_slopes(group):

@@ -15,18 +15,26 @@ TOLERANCE = 1e-5
 WIDTH = 80  # tokens that a whole prompt is padded to
 
 
-def cross_entropy(logits, target):
-    """Of the target class, in float64."""
+def cross_entropy(logits, wanted):
+    """Of the wanted class, or of several together, in float64; classes are the last axis."""
     logits = np.asarray(logits, np.float64)
-    top = logits.max(-1)
-    return top + np.log(np.exp(logits - top[..., None]).sum(-1)) - logits[..., target]
+    of_wanted = logits[..., np.atleast_1d(wanted)]
+    return np.logaddexp.reduce(logits, axis=-1) - np.logaddexp.reduce(of_wanted, axis=-1)
+
+
+def losses_of_texts(victim, example, texts):
+    """Loss of each slot text, after the content of an example."""
+    around = [f"{example.instructions}{example.content[0]}", example.answer_prompt]
+    logits = victim.logits([text.join(around) for text in texts])
+    return dict(zip(texts, cross_entropy(logits, example.target_label), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def slot_gradient(definition, params, one_hot, ids, mask, start, read, wanted):
     """Gradient of the loss for the one-hot slot tokens, through the whole prompt.
 
-    The loss is the mean cross-entropy of what is wanted at the places that are read.
+    The loss is the mean cross-entropy of what is wanted at the places that are read, of several
+    classes together if there are several.
     """
 
     def loss(one_hot):
@@ -37,7 +45,8 @@ def slot_gradient(definition, params, one_hot, ids, mask, start, read, wanted):
             definition, params, x[None, None], positions, mask[None, None], (), read[None, None]
         )
         logits = transformer.project(definition, params, hidden[0, 0])
-        return -jax.nn.log_softmax(logits)[jnp.arange(len(wanted)), wanted].mean()
+        scores = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted, axis=1)
+        return -jax.nn.logsumexp(scores, axis=1).mean()
 
     return jax.grad(loss)(one_hot)
 
@@ -56,6 +65,12 @@ class Reference:
         self.goal_ids = []
         if victim.definition.head == "lm":
             (self.goal_ids,) = victim.tokenizer.encode([example.proxy_gen_target])
+        classes = range(victim.definition.num_classes)
+        self.wanted = [[example.target_label]]
+        if self.goal_ids:
+            self.wanted = [[token] for token in self.goal_ids]
+        elif attack is not None and attack.untargeted:
+            self.wanted = [[one for one in classes if one != example.label]]
 
     def prompt(self, slot_text):
         return self.before + slot_text + self.after
@@ -75,9 +90,8 @@ class Reference:
         return np.array([self._loss(self.logits(text)) for text in slot_texts])
 
     def _loss(self, logits):
-        if not self.goal_ids:
-            return cross_entropy(logits, self.example.target_label)
-        return np.mean([cross_entropy(*pair) for pair in zip(logits, self.goal_ids, strict=True)])
+        rows = logits if self.goal_ids else [logits]
+        return np.mean([cross_entropy(*pair) for pair in zip(rows, self.wanted, strict=True)])
 
     def success(self, slot_text):
         answer = self.logits(slot_text).argmax(-1)
@@ -91,13 +105,13 @@ class Reference:
 
     def gradient(self, slot):
         prompt = self.before_ids + slot + self.after_ids
-        ids, wanted = prompt + self.goal_ids, self.goal_ids or [self.example.target_label]
-        read = len(prompt) - 1 + np.arange(len(wanted))
+        ids = prompt + self.goal_ids
+        read = len(prompt) - 1 + np.arange(len(self.wanted))
         mask = np.arange(WIDTH) < len(ids)
         ids = np.pad(np.array(ids, np.int32), (0, WIDTH - len(ids)))
         definition = self.victim.definition
         one_hot = np.eye(definition.config.vocab, dtype=np.float32)[slot]
-        arguments = (one_hot, ids, mask, len(self.before_ids), read, np.array(wanted))
+        arguments = (one_hot, ids, mask, len(self.before_ids), read, np.array(self.wanted))
         return np.asarray(slot_gradient(definition, self.victim.params, *arguments))
 
     def candidates(self, slot, iteration):
@@ -119,9 +133,9 @@ class Reference:
         return [one for one in candidates if one != slot and self.is_clean(one)]
 
 
-def assert_follows_gcg(victim, example, kinds, attack, seed, record, start):
+def assert_follows_gcg(victim, example, kinds, attack, seed, record, start, plainly=Reference):
     """Replays a record's slots: every step is one that the plain algorithm could have taken."""
-    reference = Reference(victim, example, kinds, attack, seed)
+    reference = plainly(victim, example, kinds, attack, seed)
     slot = list(start)
     assert reference.is_clean(slot)
     assert len(record.iterations) == attack.num_iterations

@@ -15,30 +15,29 @@ from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.runtime import compilation
 from robustjax.runtime.mesh import MeshConfig
-from tests.attacks.reference import assert_follows_gcg, assert_reports_what_was_scored
+from tests.attacks.reference import (
+    assert_follows_gcg,
+    assert_reports_what_was_scored,
+    losses_of_texts,
+)
 from tests.attacks.tiny import (
     ATTACK,
     CONFIG,
     INSERT,
     OVERWRITE,
     TEXTS_BY_POSITION,
+    attack_all,
     letters_tokenizer,
     make_examples,
     make_run,
     make_victim,
+    starts_of,
 )
 
 
-def attack_all(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG):
-    """Records by example id, and the slots that the search started from."""
-    records, _ = attack_examples(victim, examples, kinds, attack, seed=seed, config=config)
-    prompts, _ = prepare(victim, examples, kinds, attack, seed)
-    starts = {prompt.example.example_id: prompt.slot for prompt in prompts}
-    return {record.example_id: record for record in records}, starts
-
-
 def assert_all_follow(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG, replay=None):
-    records, starts = attack_all(victim, examples, attack, kinds, seed, config)
+    records = attack_all(victim, examples, attack, kinds, seed=seed, config=config)
+    starts = starts_of(victim, examples, attack, kinds, seed)
     assert len(records) == len(examples)
     for example in examples:
         one = example.example_id
@@ -53,18 +52,18 @@ def test_it_is_the_plain_algorithm(victim, examples):
     assert_all_follow(victim, examples[:3], attack, seed=7)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_batch_size_changes_nothing_but_rounding(victim, examples, batch_size):
     config = dataclasses.replace(CONFIG, batch_size=batch_size)
 
     assert_all_follow(victim, examples[:3], ATTACK, config=config)
 
 
-@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize("chunk", [1, 4])  # eight in one pass elsewhere
 def test_chunk_changes_nothing_but_rounding(victim, examples, chunk):
-    attack = dataclasses.replace(ATTACK, candidate_chunk=chunk)
+    attack = dataclasses.replace(ATTACK, candidate_chunk=chunk, num_iterations=2)
 
-    assert_all_follow(victim, examples[:3], attack)
+    assert_all_follow(victim, examples[:2], attack)
 
 
 def test_devices_change_nothing_but_rounding(victim, examples, tiny_tokenizer):
@@ -80,7 +79,7 @@ def test_what_is_reported_is_what_was_scored(victim, position):
     attack = dataclasses.replace(ATTACK, position=position)
     examples = make_examples(victim, TEXTS_BY_POSITION[position])
 
-    records, _ = attack_all(victim, examples, attack)
+    records = attack_all(victim, examples, attack)
 
     for example in examples:
         record = records[example.example_id]
@@ -90,7 +89,7 @@ def test_what_is_reported_is_what_was_scored(victim, position):
 def test_an_overwritten_chunk_is_replaced(victim):
     examples = make_examples(victim, kinds=OVERWRITE)[:2]
 
-    records, _ = attack_all(victim, examples, ATTACK, kinds=OVERWRITE)
+    records = attack_all(victim, examples, ATTACK, kinds=OVERWRITE)
 
     for example in examples:
         record = records[example.example_id]
@@ -104,28 +103,18 @@ def toy():
     return victim, make_examples(victim, ["abc", "feed", "lake", "jail"])
 
 
-def losses_of_all(victim, example, width):
-    """Loss of every slot text of this many letters."""
-    texts = ["".join(letters) for letters in itertools.product("abcdefghijkl", repeat=width)]
-    prompts = [
-        f"{example.instructions}{example.content[0]}{t}{example.answer_prompt}" for t in texts
-    ]
-    logits = victim.logits(prompts).astype(np.float64)
-    others = np.where(np.eye(2, dtype=bool)[example.target_label], -np.inf, logits).max(-1)
-    return dict(zip(texts, np.logaddexp(0, others - logits[:, example.target_label]), strict=True))
-
-
 # Four examples with all replacements scored at once: enough rounds to come to rest.
 @pytest.mark.parametrize(("width", "count"), [(1, 12), (2, 24)])
 def test_it_finds_the_best_of_all_slots(toy, width, count):
     victim, examples = toy
     attack = GCG(num_iterations=6, num_tokens=width, num_candidates=count, top_k=12)
 
-    records, starts = attack_all(victim, examples, attack)
+    records, starts = attack_all(victim, examples, attack), starts_of(victim, examples, attack)
 
+    texts = ["".join(letters) for letters in itertools.product("abcdefghijkl", repeat=width)]
     reached = 0
     for example in examples:
-        loss = losses_of_all(victim, example, width)
+        loss = losses_of_texts(victim, example, texts)
         path = ["".join(victim.tokenizer.decode([starts[example.example_id]]))]
         path += [step.slot_text for step in records[example.example_id].iterations]
         for old, new in itertools.pairwise(path):
@@ -142,10 +131,11 @@ def test_only_allowed_tokens_are_proposed_and_each_replacement_once(toy):
     victim, examples = toy
     attack = GCG(num_iterations=6, num_tokens=2, num_candidates=24, top_k=12)
     run = make_run(victim, examples, attack)
-    slots = gcg.init(run)
-    (function, arguments, _), _ = gcg.programs(attack, run)
+    state = gcg.init(attack, run)
+    slots = state.slots
+    function, arguments = gcg.programs(attack, run.inputs)["propose"]
 
-    _, _, proposed = function(*arguments[:3], slots, *arguments[4:])
+    _, _, proposed, _ = function(*arguments[:3], state, *arguments[4:6], np.uint32(0))
 
     assert (np.diff(proposed.places) >= 0).all()
     differs = np.asarray(proposed.slots) != np.asarray(slots)[:, None]
@@ -164,7 +154,7 @@ def test_when_no_candidate_survives_the_incumbent_stays(victim, examples, monkey
         return survivors(run, candidates, current) & (next(calls) != 2)
 
     monkeypatch.setattr(BatchRun, "survivors", none_in_iteration_2)
-    records, _ = attack_all(victim, examples[:2], ATTACK)
+    records = attack_all(victim, examples[:2], ATTACK)
 
     for record in records.values():
         first, second, third = record.iterations
@@ -180,7 +170,8 @@ def test_a_tokenizer_without_clean_replacements_keeps_its_start(victim, examples
         "robustjax.attacks.retokenize.survivors",
         lambda tokenizer, surroundings, candidates, current: np.zeros(candidates.shape[:2], bool),
     )
-    records, starts = attack_all(victim, examples[:2], ATTACK)
+    records = attack_all(victim, examples[:2], ATTACK)
+    starts = starts_of(victim, examples[:2], ATTACK)
 
     for example_id, record in records.items():
         (text,) = victim.tokenizer.decode([starts[example_id]])
@@ -191,7 +182,7 @@ def test_a_tokenizer_without_clean_replacements_keeps_its_start(victim, examples
 
 def test_algorithmic_flops_count_survivors_and_real_tokens(victim, examples):
     example = examples[1]
-    records, _ = attack_all(victim, [example], ATTACK)
+    records = attack_all(victim, [example], ATTACK)
     record = records[example.example_id]
 
     # A forward and a backward pass for the gradient (2 N T + 4 N T), a forward pass a survivor.
@@ -258,7 +249,7 @@ def test_letting_programs_go_between_batches_changes_nothing(
         ({"num_tokens": 0}, "num_tokens=0"),
         ({"num_candidates": 0}, "num_candidates=0"),
         ({"top_k": 0}, "top_k=0"),
-        ({"candidate_chunk": -1}, "candidate_chunk=-1 must not"),
+        ({"candidate_chunk": -1}, "candidate_chunk=-1 must be"),
         ({"num_iterations": True}, "num_iterations=True"),
         ({"num_tokens": 2, "top_k": 4, "num_candidates": 9}, "num_candidates=9.*8 replacements"),
         ({"num_candidates": 128, "candidate_chunk": 48}, "candidate_chunk=48 does not divide"),

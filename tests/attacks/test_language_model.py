@@ -8,14 +8,21 @@ import pytest
 from robustjax.attacks.random_token import RandomToken
 from robustjax.attacks.search import SearchConfig, plan, prepare
 from robustjax.data.prompts import Example
-from robustjax.evaluation.evaluate import attack_examples
 from tests.attacks.reference import (
     Reference,
     assert_follows_gcg,
     assert_follows_random_token,
     assert_reports_what_was_scored,
 )
-from tests.attacks.tiny import ATTACK, CONFIG, INSERT, TEXTS, make_victim
+from tests.attacks.tiny import (
+    ATTACK,
+    CONFIG,
+    INSERT,
+    TEXTS,
+    attack_all,
+    make_victim,
+    starts_of,
+)
 from tests.models.tiny import CONFIGS
 
 GOALS = (" yes, here it is", " no", " the prize is yours", " A")
@@ -35,23 +42,13 @@ def asked():
     ]
 
 
-def attack_all(model, asked, attack, config=CONFIG, seed=3):
-    found, _ = attack_examples(model, asked, INSERT, attack, seed=seed, config=config)
-    return {record.example_id: record for record in found}
-
-
-def starts(model, asked, attack, seed=3):
-    prompts, _ = prepare(model, asked, INSERT, attack, seed)
-    return {prompt.example.example_id: prompt.slot for prompt in prompts}
-
-
 @pytest.mark.parametrize("family", ["neox", "qwen2"])
 def test_gcg_is_the_plain_algorithm(family, tiny_tokenizer, asked):
     config = dataclasses.replace(CONFIGS[family], vocab=512, context=512)
     model = make_victim(tiny_tokenizer, head="lm", config=config)
-    records = attack_all(model, asked[:4], ATTACK)
-    start = starts(model, asked[:4], ATTACK)
-    for example in asked[:4]:
+    records = attack_all(model, asked[:2], ATTACK, seed=3)
+    start = starts_of(model, asked[:2], ATTACK, seed=3)
+    for example in asked[:2]:
         one = example.example_id
         assert_follows_gcg(model, example, INSERT, ATTACK, 3, records[one], start[one])
         assert_reports_what_was_scored(model, example, INSERT, 1.0, records[one])
@@ -59,7 +56,7 @@ def test_gcg_is_the_plain_algorithm(family, tiny_tokenizer, asked):
 
 def test_random_token_is_the_plain_algorithm(model, asked):
     attack = RandomToken(num_iterations=6, num_tokens=3, iterations_per_pass=4)
-    records = attack_all(model, asked[:3], attack)
+    records = attack_all(model, asked[:3], attack, seed=3)
     for example in asked[:3]:
         record = records[example.example_id]
         assert_follows_random_token(model, example, INSERT, attack, 3, record)
@@ -67,18 +64,18 @@ def test_random_token_is_the_plain_algorithm(model, asked):
 
 
 def test_company_and_order_change_no_bit(model, asked):
-    alone = attack_all(model, asked[:1], ATTACK) | attack_all(model, asked[2:3], ATTACK)
-    together = attack_all(model, asked[:4][::-1], ATTACK)
+    alone = attack_all(model, asked[:1], ATTACK, seed=3)
+    alone |= attack_all(model, asked[2:3], ATTACK, seed=3)
+    together = attack_all(model, asked[:4][::-1], ATTACK, seed=3)
     for one, record in alone.items():
         assert together[one] == record
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_batch_size_changes_nothing_but_rounding(model, asked, batch_size):
-    config = dataclasses.replace(CONFIG, batch_size=batch_size)
-    records = attack_all(model, asked[:3], ATTACK, config)
-    start = starts(model, asked[:3], ATTACK)
-    for example in asked[:3]:
+def test_batch_size_changes_nothing_but_rounding(model, asked):
+    config = dataclasses.replace(CONFIG, batch_size=1)
+    records = attack_all(model, asked[:2], ATTACK, seed=3, config=config)
+    start = starts_of(model, asked[:2], ATTACK, seed=3)
+    for example in asked[:2]:
         one = example.example_id
         assert_follows_gcg(model, example, INSERT, ATTACK, 3, records[one], start[one])
 
@@ -88,7 +85,7 @@ def test_a_clean_text_that_is_answered_as_the_attacker_wants_is_not_attacked(mod
     reference = Reference(model, asked[0], INSERT, ATTACK, 0)
     (said,) = model.tokenizer.decode([[int(reference.logits("").argmax(-1)[0])]])
     already = dataclasses.replace(asked[0], example_id=99, proxy_gen_target=said)
-    records = attack_all(model, [*asked[:2], already], ATTACK)
+    records = attack_all(model, [*asked[:2], already], ATTACK, seed=3)
     assert not records[99].correct_before and records[99].attacked_text is None
     for example in asked[:2]:
         record, clean = records[example.example_id], Reference(model, example, INSERT, ATTACK, 0)
@@ -101,7 +98,7 @@ def test_a_clean_text_that_is_answered_as_the_attacker_wants_is_not_attacked(mod
 def test_what_cannot_be_asked_is_said(model, asked):
     empty = dataclasses.replace(asked[0], proxy_gen_target="")
     long = dataclasses.replace(asked[1], proxy_gen_target=" yes" * 600)
-    records = attack_all(model, [empty, long, asked[2]], ATTACK)
+    records = attack_all(model, [empty, long, asked[2]], ATTACK, seed=3)
     assert "go on with is empty" in records[empty.example_id].failure
     assert "more than the context of 512" in records[long.example_id].failure
     assert records[asked[2].example_id].failure is None

@@ -156,36 +156,39 @@ def test_only_the_neighbourhood_is_tokenised_again(tiny_tokenizer):
     surrounding = surround(tiny_tokenizer, before, "\n\nAnswer:")
 
     assert surrounding.left == " Friday and then"
+    assert surrounding.right == "\n\nAnswer:"
     assert list(surrounding.before_ids) == tiny_tokenizer.encode([before])[0]
 
 
-def test_the_neighbourhood_never_begins_inside_a_run(tokenizer):
+def test_the_neighbourhood_never_ends_inside_a_run(tokenizer):
     """There a longer run could be one token, whatever the shorter ones are."""
     cut = 0
-    for before in (
+    for text in (
         *BEFORE,
         "lazy dog   jumps   over   the   brown   fox",
         "one -- two -- three -- 4",
     ):
-        left = surround(tokenizer, before, "").left
-        start = len(before) - len(left)
-        assert before.endswith(left)
-        if start:
-            cut += 1
-            assert before[start - 1].isalnum() and left[0] == " " and left[1].isalpha()
-    assert cut > 5
+        surrounding = surround(tokenizer, text, text)
+        assert text.endswith(surrounding.left) and text.startswith(surrounding.right)
+        for place in (len(text) - len(surrounding.left), len(surrounding.right)):
+            if 0 < place < len(text):
+                cut += 1
+                assert "!" <= text[place - 1] <= "~" and text[place] == " "
+    assert cut > 15
 
 
 def test_a_tokenizer_that_does_not_cut_at_words_gets_the_whole_text():
+    """Even where this text's own tokens would allow a cut."""
     vocab = {token: i for i, token in enumerate(["<|endoftext|>", *" abcdefx", "c ", "c d"])}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("c", " "), ("c ", "d")]))
     merges_across_words = Tokenizer(backend, {"eos_token": "<|endoftext|>"})
 
-    for before, left in (("a b c d e f", "a b c d e f"), ("c d c d a d e f", " d e f")):
-        surrounding = surround(merges_across_words, before, "x")
-        assert surrounding.left == left
-        assert list(surrounding.before_ids) == merges_across_words.encode([before])[0]
-        assert surrounding.before_ids[-len(surrounding.left_ids) :] == surrounding.left_ids
+    for text in ("a b c d e f", "c d c d a d e f"):
+        surrounding = surround(merges_across_words, text, text)
+        (ids,) = merges_across_words.encode([text])
+        assert (surrounding.left, surrounding.right) == (text, text)
+        for part in ("before_ids", "left_ids", "after_ids", "right_ids"):
+            assert list(getattr(surrounding, part)) == ids
 
 
 def test_each_candidate_is_judged_in_its_own_prompt(tiny_tokenizer):
@@ -260,9 +263,51 @@ def test_a_random_start_stands_cleanly_and_belongs_to_its_example(tiny_tokenizer
 
 @pytest.mark.parametrize("find", [clean_start, random_start])
 def test_no_start_is_found_where_none_can_be(find, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(retokenize, "_START_TRIALS", 50)
+    """After exactly so many trials, and few calls of the tokenizer."""
+    monkeypatch.setattr(retokenize, "_START_TRIALS", 3_000)
     surrounding = dataclasses.replace(
         surround(tiny_tokenizer, BEFORE[3], AFTER[0]), left_ids=(1, 2, 3)
     )
+    batches = []
+    decode = tiny_tokenizer.decode
+    monkeypatch.setattr(
+        tiny_tokenizer, "decode", lambda rows: batches.append(len(rows)) or decode(rows)
+    )
 
     assert find(tiny_tokenizer, surrounding, 4, 0, 0) is None
+    assert sum(batches) == 3_000
+    assert len(batches) < 15
+
+
+@pytest.mark.parametrize("find", [clean_start, random_start])
+def test_the_start_does_not_depend_on_how_many_are_tried_at_once(find, monkeypatch):
+    """The first clean one of the same sequence."""
+    tokenizer = train_byte_bpe([" @ @ @ @ @"], vocab_size=258)
+    surrounding = surround(tokenizer, "the lazy dog rains in the mountains ", AFTER[0])
+    at_once = [find(tokenizer, surrounding, 4, 0, example) for example in range(6)]
+    monkeypatch.setattr(retokenize, "_TRIALS_AT_ONCE", 1)
+
+    one_by_one = [find(tokenizer, surrounding, 4, 0, example) for example in range(6)]
+
+    assert at_once == one_by_one
+    assert None not in at_once and len(set(map(tuple, at_once))) == 6
+
+
+def test_a_start_that_is_not_found_says_what_is_in_the_way(tiny_tokenizer):
+    surrounding = surround(tiny_tokenizer, BEFORE[3], AFTER[0])
+    merging = train_byte_bpe(["@&@&@&@&@&"], vocab_size=258)
+    glued = letters_tokenizer("@&", special="@@")
+
+    for tokenizer, prompt, ending in (
+        (tiny_tokenizer, surrounding, "itself at position 0.9 (10,000 tried)"),
+        (merging, surround(merging, "x", "y"), "; with '@&@&' there, there are 2 tokens"),
+        (
+            glued,
+            surround(glued, "@", "&"),
+            "; with '@&@&' there, the token '@@' reaches across the place where the attack slot "
+            "begins",
+        ),
+    ):
+        reason = retokenize.why_no_start(tokenizer, prompt, 4, 0.9)
+        assert reason.startswith("no slot of 4 tokens re-tokenises to itself at position 0.9")
+        assert reason.endswith(ending)

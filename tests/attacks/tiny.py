@@ -11,6 +11,7 @@ from robustjax.attacks.gcg import GCG
 from robustjax.attacks.search import SearchConfig, plan, prepare
 from robustjax.data.prompts import ANSWER_PROMPT, ChunkKind, Example
 from robustjax.data.tokens import Tokenizer
+from robustjax.evaluation.evaluate import attack_examples
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import Victim, place_params
@@ -22,7 +23,7 @@ OVERWRITE = (ChunkKind.IMMUTABLE, ChunkKind.IMMUTABLE, ChunkKind.OVERWRITABLE, C
 
 # Few shapes, so that the tests share compiled programs.
 CONFIG = SearchConfig(batch_size=4, edges=(48, 96))
-ATTACK = GCG(num_iterations=3, num_tokens=4, num_candidates=16, top_k=8)
+ATTACK = GCG(num_iterations=3, num_tokens=4, num_candidates=16, top_k=8, candidate_chunk=8)
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog",
@@ -97,12 +98,24 @@ def make_examples(victim, texts=TEXTS, kinds=INSERT, first_id=10):
     ]
 
 
-def make_run(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG):
+def make_run(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG, companion=None):
     """The one batch that these examples make."""
     prompts, failures = prepare(victim, examples, kinds, attack, seed)
     assert not failures
     (batch,) = plan(prompts, config)
-    return BatchRun(victim, batch, config.batch_size, seed)
+    return BatchRun(victim, batch, config.batch_size, seed, companion)
+
+
+def attack_all(victim, examples, attack, kinds=INSERT, **options):
+    """Records by example id."""
+    records, _ = attack_examples(victim, examples, kinds, attack, **{"config": CONFIG} | options)
+    return {record.example_id: record for record in records}
+
+
+def starts_of(victim, examples, attack, kinds=INSERT, seed=0):
+    """The slots that a search starts from, by example id."""
+    prompts, _ = prepare(victim, examples, kinds, attack, seed)
+    return {prompt.example.example_id: prompt.slot for prompt in prompts}
 
 
 def letters_tokenizer(letters="abcdefghijkl", special="<|endoftext|>", extra=()):
@@ -168,3 +181,19 @@ def random_bits(keys):
     with np.errstate(over="ignore"):
         words = threefry(keys, np.zeros(keys.shape, np.uint32))
     return words[..., 0] ^ words[..., 1]
+
+
+def randint(key, span):
+    """`jax.random.randint(key, (), 0, span)`."""
+    high, low = (int(random_bits(fold_in(key, number))) for number in (0, 1))
+    factor = (2**16 % span) ** 2 % span
+    return ((high % span) * factor + low % span) % span
+
+
+def gumbel(key, count):
+    """`jax.random.gumbel(key, (count,))`, the logarithms in float64."""
+    words = fold_in(key, np.arange(count))
+    bits = (words[:, 0] ^ words[:, 1]) >> np.uint32(9) | np.uint32(0x3F800000)
+    tiny = np.finfo(np.float32).tiny
+    uniform = np.maximum(tiny, (bits.view(np.float32) - np.float32(1)) + tiny)
+    return -np.log(-np.log(uniform.astype(np.float64)))

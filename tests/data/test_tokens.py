@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from robustjax.data.tokens import END_OF_TEXT, Tokenizer, train_byte_bpe
 from robustjax.errors import UserError
+from tests.tokenizer_kinds import KINDS
 
 # What a byte-level tokenizer must give back: every text that can be encoded, but for the one that
 # spells the special token (hypothesis finds it among the package's constants).
@@ -30,6 +31,24 @@ train_byte_bpe(texts, 400).save(__import__("sys").argv[1])
 @given(texts=st.lists(ANY_TEXT, max_size=4))
 def test_any_text_round_trips(tiny_tokenizer, texts):
     assert tiny_tokenizer.decode(tiny_tokenizer.encode(texts)) == texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_decoded_as_the_library_does(kind):
+    """Whole characters, parts of them, special and added tokens, ids beyond the vocabulary."""
+    tokenizer = KINDS[kind]()
+    rng = np.random.default_rng(0)
+    high = rng.integers(0, tokenizer.num_ids + 40, (400, 6))
+    low = rng.integers(0, 300, (400, 6))  # most of the single bytes
+    rows = np.concatenate([high, low, np.full((1, 6), tokenizer.pad_id)])
+
+    texts = tokenizer.decode(rows)
+
+    assert texts == tokenizer._backend.decode_batch(rows.tolist(), skip_special_tokens=True)
+    assert 100 < sum("\ufffd" in text for text in texts) < 700
+    assert texts[-1] == ""
+    with pytest.raises(OverflowError):
+        tokenizer.decode([[-1]])
 
 
 def test_encoding_adds_cuts_and_pads_nothing(tiny_tokenizer):

@@ -1,12 +1,16 @@
 """Attacking examples: bit for bit the same in any company, any order, after any interruption."""
 
 import dataclasses
+import functools
 import json
 import math
+import weakref
 
 import pytest
 
 from robustjax.attacks import search
+from robustjax.attacks.beam_search import BeamSearch
+from robustjax.attacks.beast import BEAST
 from robustjax.attacks.gcg import GCG
 from robustjax.attacks.random_token import RandomToken
 from robustjax.errors import UserError
@@ -25,6 +29,10 @@ from tests.attacks.tiny import (
 ATTACKS = {
     "gcg": ATTACK,
     "random_token": RandomToken(num_iterations=24, num_tokens=4, iterations_per_pass=16),
+    "beam_search": BeamSearch(
+        num_iterations=3, num_tokens=4, num_candidates=16, beam_width=3, stop_at_success=True
+    ),
+    "beast": BEAST(num_iterations=3, beam_width=3, branch_factor=4),
 }
 
 
@@ -50,8 +58,16 @@ def expected(victim, examples, attack):
     return by_id(run(victim, examples, attack))
 
 
+@functools.cache
+def companion_of(tokenizer):
+    """A language model to sample tokens from."""
+    return make_victim(tokenizer, width=24, head="lm")
+
+
 def run(victim, examples, attack, **options):
     options = {"config": CONFIG} | options
+    if attack.needs_companion:
+        options["companion"] = companion_of(victim.tokenizer)
     return attack_examples(victim, examples, INSERT, attack, **options)[0]
 
 
@@ -104,8 +120,8 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_file(
     monkeypatch.setattr(
         search,
         "run_batches",
-        lambda victim, batches, *rest: (
-            planned.append(len(batches)) or run_batches(victim, batches, *rest)
+        lambda victim, batches, *rest, **named: (
+            planned.append(len(batches)) or run_batches(victim, batches, *rest, **named)
         ),
     )
     path = tmp_path / "records.jsonl"
@@ -167,13 +183,30 @@ def test_it_stops_when_enough_examples_are_attacked(victim, examples):
         assert sorted(found) == [members[i].example_id for i in expected]
 
 
+def test_a_finished_batch_makes_room_for_the_next(victim, examples, monkeypatch):
+    runs, alive = [], []
+    run_batch = search.run_batch
+
+    def watched(attack, batch_run, *rest):
+        runs.append(weakref.ref(batch_run))
+        alive.append(sum(one() is not None for one in runs))
+        return run_batch(attack, batch_run, *rest)
+
+    monkeypatch.setattr(search, "run_batch", watched)
+    run(victim, examples, ATTACK)
+    assert alive == [1, 1]
+
+
 def test_repeated_ids_are_refused(victim, examples):
     with pytest.raises(UserError, match="two examples have the example_id 10"):
         run(victim, [examples[0], examples[1], examples[0]], ATTACK)
 
 
 def test_timing_is_json_and_apart_from_the_records(victim, examples, expected, attack):
-    records, timing = attack_examples(victim, examples, INSERT, attack, config=CONFIG)
+    companion = companion_of(victim.tokenizer) if attack.needs_companion else None
+    _, timing = attack_examples(
+        victim, examples, INSERT, attack, config=CONFIG, companion=companion
+    )
 
     figures = json.loads(json.dumps(timing.to_json()))
     assert set(figures) == {"seconds", "seconds_compile", "seconds_per_iteration_and_example"}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from robustjax.attacks import gcg
+from robustjax.attacks import gcg, ranking
 from robustjax.evaluation.flops import executed_flops, forward_flops, training_flops
 from robustjax.models.registry import scaling_point
 from robustjax.models.transformer import Definition, count_params
@@ -100,30 +100,36 @@ def linear_terms(config):
 
 def test_executed_flops_of_scoring_are_the_hand_count(tiny_tokenizer):
     victim = make_victim(tiny_tokenizer)
-    run = make_run(victim, make_examples(victim)[:4], ATTACK)
+    attack = dataclasses.replace(ATTACK, candidate_chunk=4)  # four parts
+    run = make_run(victim, make_examples(victim)[:4], attack)
     config = victim.definition.config
-    rows = len(run.prompts) * ATTACK.num_candidates
-    prefix, tail = run.batch.before.shape[1], ATTACK.num_tokens + run.batch.after.shape[1]
+    rows = len(run.prompts) * attack.num_candidates
+    prefix, tail = run.batch.before.shape[1], attack.num_tokens + run.batch.after.shape[1]
     project, rest = linear_terms(config)
     attend = 2 * config.width * (prefix + tail)  # of one query: scores and mixing
     head = config.width * victim.definition.num_classes
 
+    out = config.width * config.width
+    alone = project + rest - out  # of a token by itself, where the feed-forward layer is parallel
+
     def of_a_row(run_tokens):
-        first_block = run_tokens * (project + rest + attend)
+        first_block = run_tokens * (out + attend)
         last_block = run_tokens * project + rest + attend  # only the last token goes on
         return first_block + last_block + head
 
-    starts = gcg.starts(ATTACK, run.num_allowed)
+    # Of the first block, the incumbents' tails and the one replaced token of each candidate.
+    first = 2 * (len(run.prompts) * tail + rows) * alone
+
+    starts = ranking.starts(attack, run.num_allowed)
     assert len(starts) == 4 and starts[0] == 0 < starts[-1]
 
-    propose, score = gcg.programs(ATTACK, run)
+    score = gcg.programs(attack, run.inputs)["score_replacements"]
 
-    assert score.runs == propose.runs == ATTACK.num_iterations
     per_part = [2 * rows // 4 * of_a_row(tail - start) for start in starts]
-    assert executed_flops(score.function, *score.arguments) == sum(per_part)
-    whole = dataclasses.replace(ATTACK, candidate_chunk=ATTACK.num_candidates)
-    (_, score) = gcg.programs(whole, run)
-    assert executed_flops(score.function, *score.arguments) == 2 * rows * of_a_row(tail)
+    assert executed_flops(score.function, *score.arguments) == first + sum(per_part)
+    whole = dataclasses.replace(attack, candidate_chunk=attack.num_candidates)
+    score = gcg.programs(whole, run.inputs)["score_replacements"]
+    assert executed_flops(score.function, *score.arguments) == first + 2 * rows * of_a_row(tail)
 
 
 def test_executed_flops_do_not_depend_on_chunks_of_a_part(tiny_tokenizer):
@@ -132,7 +138,7 @@ def test_executed_flops_do_not_depend_on_chunks_of_a_part(tiny_tokenizer):
     counts = set()
     for chunk in (1, 2, 4):
         attack = gcg.GCG(num_tokens=4, num_candidates=16, top_k=8, candidate_chunk=chunk)
-        (_, score) = gcg.programs(attack, run)
+        score = gcg.programs(attack, run.inputs)["score_replacements"]
         counts.add(executed_flops(score.function, *score.arguments))
 
     assert len(counts) == 1

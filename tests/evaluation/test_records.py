@@ -245,6 +245,42 @@ def test_summary_of_a_mixed_attack():
     assert (summary["flops_algorithmic"], summary["flops_executed"]) == (400, 750)
 
 
+@pytest.mark.parametrize(
+    ("variant", "word"),
+    [
+        ("", ""),
+        ("momentum", ""),
+        ("replacements+momentum+probe+bf16+untargeted+random_start", ""),
+        ("keep_best", "_best"),
+        ("stop_at_success", "_stopped"),
+        ("stop_at_success+keep_best+momentum", "_best_stopped"),
+    ],
+)
+def test_options_that_change_what_a_rate_is_change_its_name(variant, word):
+    changes = {"attack": "gcg", "variant": variant}
+    records = [make_record(0, (False, True), **changes), make_record(1, (False, False), **changes)]
+    summary = rec.summarise(records)
+    plain = rec.summarise([dataclasses.replace(one, variant="") for one in records])
+    names = {
+        "attack_success_rate": f"attack_success_rate{word}",
+        "accuracy_after": f"accuracy_after{word}",
+        "asr_interval": f"asr{word}_interval",
+        "asr_at": f"asr{word}_at",
+    }
+    assert summary == {names.get(name, name): plain[name] for name in plain} | {"variant": variant}
+    assert list(rec.rate_names(variant)) == [
+        names[name] for name in ("attack_success_rate", "asr_interval", "asr_at", "accuracy_after")
+    ]
+
+
+@pytest.mark.parametrize("other", [{"variant": "momentum"}, {"attack": "beast"}])
+def test_records_of_different_attacks_have_no_common_summary(other):
+    records = [make_record(0, attack="gcg"), make_record(1, **{"attack": "gcg"} | other)]
+    found = "beast, gcg" if "attack" in other else r"gcg, gcg\+momentum"
+    with pytest.raises(UserError, match=f"records of different attacks: {found};"):
+        rec.summarise(records)
+
+
 def test_summary_survives_the_disk_and_ignores_order(tmp_path):
     records = [make_record(i, (i % 2 == 0, i % 3 == 0)) for i in range(7)] + [wrong_before(8)]
     path = tmp_path / "r.jsonl"

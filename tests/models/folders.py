@@ -14,9 +14,9 @@ SHARD = 20_000
 TEXTS = ["It rains in the mountains.", "Win a prize"]
 
 
-def make_hugging_face(folder, tokenizer, family="neox", dtype="float32", **fields):
+def make_hugging_face(folder, tokenizer, family="neox", dtype="float32", context=64, **fields):
     """Writes a folder of several files, with the tokenizer."""
-    config = dataclasses.replace(CONFIGS[family], vocab=tokenizer.num_ids)
+    config = dataclasses.replace(CONFIGS[family], vocab=tokenizer.num_ids, context=context)
     definition = define(config, numerics=Numerics(param_dtype=dtype), **fields)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), make_params(definition))
     save_hugging_face(folder, definition, params, tokenizer, max_shard_bytes=SHARD)

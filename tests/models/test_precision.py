@@ -53,7 +53,7 @@ def test_float32_products_are_of_highest_precision(family, scanned):
 def test_an_attack_s_products_are_of_highest_precision(tiny_tokenizer):
     victim = make_victim(tiny_tokenizer)
     run = make_run(victim, make_examples(victim)[:4], ATTACK)
-    for program in gcg.programs(ATTACK, run):
+    for program in gcg.programs(ATTACK, run.inputs).values():
         found = products(program.function, *program.arguments)
         assert len(found) > 5
         assert set(found) == {("HIGHEST", "HIGHEST")}

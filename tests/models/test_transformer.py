@@ -254,6 +254,61 @@ def test_rows_that_share_a_cache_are_scored_as_if_alone(family, scanned, batch):
         assert relative_error(together[:, row], uncached) < 1e-5
 
 
+@jit
+def feed(definition, params, token, place, real, prefix, rows):
+    """Runs one more token of every row after a shared prefix and the row's own tokens so far."""
+    position = prefix.mask.sum(-1)[:, None] + rows.mask.sum(-1)
+    x = transformer.embed(definition, params, token)[:, :, None]
+    hidden, new = transformer.forward_and_keep(
+        definition, params, x, position[..., None], real[..., None], (prefix, rows)
+    )
+
+    def put(old, one, axis):
+        return jax.lax.dynamic_update_slice_in_dim(old, one, place, axis)
+
+    keys, values = (
+        jax.tree.map(lambda old, one: put(old, one, -3), *pair)
+        for pair in ((rows.keys, new.keys), (rows.values, new.values))
+    )
+    rows = Cache(keys, values, put(rows.mask, new.mask, -1))
+    return transformer.project(definition, params, hidden[:, :, 0]), rows
+
+
+@EACH_CASE
+def test_rows_with_caches_of_their_own_grow_token_by_token(family, scanned, batch):
+    definition = define(family, scanned=scanned, head="lm")
+    params, config = make_params(definition), definition.config
+    cuts, width = np.array([5, 3, 0]), 4
+    before, before_mask, after, _ = cut_prompts(*batch, cuts)
+    rows = np.stack([after, (after * 5 + 1) % 90, (after * 7 + 3) % 90], axis=1)[..., :width]
+    lengths = np.array([[4, 3, 4], [2, 4, 4], [4, 4, 3]])
+    prefix = encode(definition, params, before, before_mask)
+    shape = (*rows.shape, config.key_value_heads, config.head_width)
+    empty = np.zeros((config.layers, *shape), np.float32)
+    keys = empty if scanned else tuple(empty)
+    cache = Cache(keys, keys, np.zeros(rows.shape, bool))
+
+    for place in range(width):
+        real = place < lengths
+        arguments = (definition, params, rows[..., place], place, real, prefix)
+        got, grown = feed(*arguments, cache)
+        texts = [
+            [*before[i, :cut].tolist(), *rows[i, row, : min(place + 1, lengths[i, row])].tolist()]
+            for i, cut in enumerate(cuts)
+            for row in range(rows.shape[1])
+        ]
+        ids, mask = pad_rows(texts, WIDTH, 0)
+        scores_of_texts = apply(definition, params, ids, mask)
+        expected = scores_of_texts[np.arange(len(ids)), mask.sum(1) - 1].reshape(got.shape)
+        assert relative_error(got[real], expected[real]) < 1e-5, place
+        cache, before_last = grown, cache
+
+    # What a row attends to is its own: with those of its neighbour it says something else.
+    neighbours = jax.tree.map(lambda x: np.roll(x, 1, axis=-4), before_last[:2])
+    got, _ = feed(*arguments, Cache(*neighbours, before_last.mask))
+    assert relative_error(got[real], expected[real]) > 1e-2
+
+
 @pytest.mark.parametrize("head", ["classifier", "lm"])
 @EACH_FAMILY
 def test_padding_on_either_side_changes_nothing(family, head, batch):

@@ -1,4 +1,4 @@
-"""A classifier of a few thousand weights, and a task for it."""
+"""A classifier or language model of a few thousand weights, and a task for it."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def make_victim(tiny_tokenizer):
     from robustjax.models.victim import Victim, init_params
     from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
-    def make(sizes=(1, 1, 1), seed=0, scanned=False, layers=1, numerics=None):
+    def make(sizes=(1, 1, 1), seed=0, scanned=False, layers=1, numerics=None, head="classifier"):
         config = GPTNeoXConfig(
             vocab=512,
             width=16,
@@ -29,7 +29,7 @@ def make_victim(tiny_tokenizer):
             rotary_fraction=0.5,
             init_scale=0.25,
         )
-        definition = Definition(config, numerics=numerics or Numerics(), scanned=scanned)
+        definition = Definition(config, head=head, numerics=numerics or Numerics(), scanned=scanned)
         mesh, rules = make_mesh(MeshConfig(*sizes)), AxisRules()
         params = init_params(definition, seed, mesh, rules)
         return Victim("tiny", "nano", definition, params, tiny_tokenizer, mesh, rules, batch_size=8)

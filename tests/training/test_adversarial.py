@@ -273,3 +273,9 @@ def test_settings_that_do_not_fit_the_data(run, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         run(tmp_path, config)
     assert not list(tmp_path.iterdir())
+
+
+def test_language_models_are_not_hardened(make_victim, run, tmp_path):
+    with pytest.raises(UserError, match="objective='classifier' does not go with model tiny"):
+        run(tmp_path, CONFIG, make_victim(head="lm"))
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,8 @@
 """Epochs over labelled texts: whose loss is whose, what is logged and saved, and when it stops."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,6 +61,32 @@ def test_each_loss_lands_at_its_text_and_fillers_nowhere(trainer):
     # A line is the mean over a batch's real rows.
     rows = [batch.indices[batch.indices != FILLER] for batch in trainer._batches(0)]
     assert [loss for _, loss in log.lines] == pytest.approx([r.mean() for r in rows])
+
+
+def test_a_language_model_s_line_is_the_mean_over_predicted_tokens(make_victim):
+    data = LabelledRows([[i + 1] * n for i, n in enumerate(LENGTHS)], range(len(LENGTHS)), pad_id=0)
+    trainer = Trainer(make_victim(head="lm"), CONFIG, data, seed=3)
+    log = Log()
+    _, losses = trainer.run_epoch(tell_labels, fresh(), 0, log, constant_rate)
+    np.testing.assert_array_equal(losses, np.arange(len(LENGTHS)))
+    rows = [batch.indices[batch.indices != FILLER] for batch in trainer._batches(0)]
+    tokens = np.array(LENGTHS) - 1
+    expected = [np.average(r, weights=tokens[r]) for r in rows]
+    assert [loss for _, loss in log.lines] == pytest.approx(expected)
+    params = trainer._victim.num_params  # compute is counted as a classifier's is
+    assert trainer.algorithmic_flops() == 6 * params * sum(LENGTHS)
+
+
+def test_texts_of_one_token_teach_a_language_model_nothing(make_victim):
+    victim = make_victim(head="lm")
+    some = Trainer(victim, CONFIG, LabelledRows([[5], [6], [7, 8]], [0, 0, 0], 0), seed=0)
+    step, state = start(victim, CONFIG)
+    log = Log()
+    _, losses = some.run_epoch(step, state, 0, log, constant_rate)
+    assert losses[0] == losses[1] == 0 < losses[2]
+    assert log.lines == [(1, pytest.approx(losses[2]))]
+    with pytest.raises(UserError, match="a text of at least two tokens, but none of 2 has"):
+        Trainer(victim, CONFIG, LabelledRows([[5], [6]], [0, 0], 0), seed=0)
 
 
 def test_each_step_gets_its_own_learning_rate(trainer):
@@ -153,6 +182,18 @@ def test_real_losses_are_those_before_the_update_and_fall(make_victim):
         if epoch == 0:
             np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert means[-1] < 0.5 * means[0]
+
+
+def test_a_training_like_one_before_takes_its_step(make_victim):
+    """Whatever the weights and the learning rate of each step; another optimizer has another."""
+    victim = make_victim()
+    again = victim.with_params(jax.tree.map(jnp.copy, victim.params))
+    step, _ = start(victim, CONFIG)
+    assert start(again, CONFIG)[0] is step
+    for other in (dict(beta1=0.5, name="adamw"), dict(name="adamw"), dict(weight_decay=0.1)):
+        optimizer = dataclasses.replace(CONFIG.optimizer, **other)
+        assert start(victim, dataclasses.replace(CONFIG, optimizer=optimizer))[0] is not step
+    assert start(make_victim(head="lm"), CONFIG)[0] is not step
 
 
 def test_compute_is_counted_by_epoch(trainer):

@@ -77,7 +77,7 @@ def _gradients(step, shapes):
 
 
 def _run(config, params, gradients, num_steps, stacked=()):
-    optimizer = make_optimizer(config, stacked)
+    optimizer = make_optimizer(config, frozenset(stacked))
     rate = learning_rate_schedule(config, num_steps)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)

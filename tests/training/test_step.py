@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from robustjax.models import transformer
 from robustjax.models.layers import Numerics
 from robustjax.models.victim import param_shardings
 from robustjax.training.loop import TrainConfig, start
@@ -45,10 +47,12 @@ def distance(one, other):
     return np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1])
 
 
-# Uneven on purpose: averaging the means of microbatches would be another gradient.
+# Uneven on purpose: averaging the means of microbatches would be another gradient; for a language
+# model also where every row counts, for they have different numbers of tokens.
+@pytest.mark.parametrize("head", ["classifier", "lm"])
 @pytest.mark.parametrize("weight", [None, [1, 1, 1, 1, 1, 0, 0, 0]], ids=["full", "filled"])
-def test_microbatches_add_up_to_the_gradient_of_the_batch(make_victim, weight):
-    victim = make_victim()
+def test_microbatches_add_up_to_the_gradient_of_the_batch(make_victim, weight, head):
+    victim = make_victim(head=head)
     whole, losses = gradients_of(victim, make_batch(1, weight))
     for parts in (2, 8) if weight is None else (2,):
         cut, cut_losses = gradients_of(victim, make_batch(parts, weight))
@@ -56,10 +60,11 @@ def test_microbatches_add_up_to_the_gradient_of_the_batch(make_victim, weight):
         np.testing.assert_allclose(cut_losses.ravel(), losses.ravel(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["classifier", "lm"])
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 2)])
-def test_a_mesh_gives_the_gradient_of_one_device(make_victim, sizes):
-    one, _ = gradients_of(make_victim(), make_batch(2))
-    many, _ = gradients_of(make_victim(sizes), make_batch(2))
+def test_a_mesh_gives_the_gradient_of_one_device(make_victim, sizes, head):
+    one, _ = gradients_of(make_victim(head=head), make_batch(2))
+    many, _ = gradients_of(make_victim(sizes, head=head), make_batch(2))
     assert distance(many, one) < 2e-6
 
 
@@ -103,8 +108,9 @@ def test_state_keeps_its_layout(make_victim, name):
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
 
 
-def test_filler_rows_do_not_count(make_victim):
-    victim = make_victim()
+@pytest.mark.parametrize("head", ["classifier", "lm"])
+def test_filler_rows_do_not_count(make_victim, head):
+    victim = make_victim(head=head)
     batch = make_batch(2, [1, 1, 1, 0, 1, 1, 0, 0])
     filler = batch.weight == 0
     other = batch._replace(
@@ -117,6 +123,42 @@ def test_filler_rows_do_not_count(make_victim):
     # And the mean is over the real rows alone.
     real = TrainBatch(*(x.reshape(1, ROWS, *x.shape[2:])[:, ~filler.ravel()] for x in batch))
     assert distance(gradients_of(victim, real)[0], expected) < 2e-6
+
+
+def test_a_language_model_learns_the_mean_over_tokens(make_victim):
+    """Against a list of every token after the first of its row, and the place that predicts it."""
+    victim = make_victim(head="lm")
+    batch = make_batch(2)
+    tokens, mask = (jnp.asarray(x.reshape(ROWS, WIDTH)) for x in (batch.tokens, batch.mask))
+    counts = np.asarray(mask.sum(-1)) - 1
+    pairs = [(row, place) for row in range(ROWS) for place in range(counts[row])]
+    row, place = np.array(pairs).T
+
+    @jax.jit
+    def mean(params):
+        scores = transformer.apply(victim.definition, params, tokens, mask)
+        return -jax.nn.log_softmax(scores)[row, place, tokens[row, place + 1]].mean()
+
+    loss, expected = jax.value_and_grad(mean)(victim.params)
+    gradients, losses = gradients_of(victim, batch)
+    assert distance(gradients, expected) < 2e-6
+    # And each row's loss is the mean over its own tokens.
+    assert np.average(losses.ravel(), weights=counts) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_language_model_s_padding_does_not_count(make_victim):
+    victim = make_victim(head="lm")
+    batch = make_batch(2)
+    wider = TrainBatch(
+        np.pad(batch.tokens, ((0, 0), (0, 0), (0, WIDTH)), constant_values=7),
+        np.pad(batch.mask, ((0, 0), (0, 0), (0, WIDTH))),
+        1 - batch.label,  # labels are not looked at either
+        batch.weight,
+    )
+    expected, losses = gradients_of(victim, batch)
+    found, wider_losses = gradients_of(victim, wider)
+    assert distance(found, expected) < 2e-6
+    np.testing.assert_allclose(wider_losses, losses, rtol=1e-5)
 
 
 def test_scanned_and_unrolled_layers_train_alike(make_victim):

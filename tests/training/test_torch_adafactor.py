@@ -32,7 +32,7 @@ def stack(blocks):
 
 def train(params, gradients, stacked, weight_decay):
     config = OptimizerConfig("adafactor", RATE, weight_decay=weight_decay)
-    optimizer = make_optimizer(config, stacked)
+    optimizer = make_optimizer(config, frozenset(stacked))
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(STEPS):

@@ -1,0 +1,41 @@
+"""One attack on one victim.
+
+robustjax attack --config=configs/attack.py:attack=gcg --config.model.path=FOLDER --workdir=W
+
+BEAST needs a language model of the victim's family, which proposes tokens:
+--config.companion.path=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import filled, parse_arg, task_settings
+from configs.points import NANO
+
+# Where an attack's own defaults are not what a first look asks for.
+ATTACKS = {
+    "random_token": {"num_iterations": 256, "iterations_per_pass": 32},
+    "beam_search": {"num_iterations": 25},  # without gradients it takes more of them
+    "beast": {"num_iterations": 10, "beam_width": 10, "branch_factor": 10},  # ten tokens, as GCG's
+}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The attack.
+
+    Arguments: ``point`` (may be empty if ``--config.model.path`` says what to attack), ``task``
+    (password_match, word_length, jsonl), ``attack`` (any by name) and ``seed``.
+    """
+    from robustjax.commands.attack import AttackRunConfig
+
+    args = parse_arg(arg, point="", task="password_match", attack="gcg", seed=0)
+    values = {
+        "model": {"point": args["point"]},
+        "task": task_settings(
+            args["task"], is_nano=args["point"] in NANO, num_train=20_000, num_validation=400
+        ),
+        "attack": {"name": args["attack"]} | ATTACKS.get(args["attack"], {}),
+        "num_examples": 64 if args["task"] != "jsonl" else 0,
+        "seed": args["seed"],
+        "search": {"batch_size": 16},
+    }
+    return filled(AttackRunConfig, values)

@@ -1,0 +1,1 @@
+"""Commands that run one stage by itself, in a workdir of its own."""

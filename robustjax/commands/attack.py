@@ -1,0 +1,258 @@
+"""`robustjax attack`: one attack on one victim, in a workdir of its own."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from robustjax.attacks.search import (
+    Attack,
+    SearchConfig,
+    check_companion,
+    check_goal,
+    companion_head,
+    module_of,
+    why_companion,
+)
+from robustjax.commands import given_model
+from robustjax.commands.given_model import GivenModel, ModelConfig
+from robustjax.data.lengths import fit, named_difference
+from robustjax.data.prompts import Task
+from robustjax.data.tasks import TaskConfig, load_task
+from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
+from robustjax.evaluation.records import rate_names
+from robustjax.models.transformer import Head
+from robustjax.runtime.mesh import MeshConfig, make_mesh
+from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
+from robustjax.runtime.stages import Stage
+from robustjax.settings import check_edges_reach, check_seed, describe
+from robustjax.stage_work import Identity, attack_into, task_leaves
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a hashed leaf changes."""
+
+_NO_HEAD = (
+    "fine-tune the model first (robustjax finetune), set config.model.head=lm to attack it as a "
+    "language model, or config.model.allow_fresh_head=True if you do mean it"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackedModel(ModelConfig):
+    """Which model is attacked.
+
+    Attributes:
+        head: attacks a classifier, or a language model toward an example's `proxy_gen_target`.
+        allow_fresh_head: draws the classifier head that a base model lacks.
+    """
+
+    head: Head = "classifier"
+    allow_fresh_head: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackRunConfig:
+    """An attack on a victim.
+
+    Attributes:
+        model: the victim.
+        task: the data.
+        attack: the attack.
+        split: which part of the task is attacked.
+        num_examples: correctly answered examples to attack; 0 attacks all.
+        seed: seed of the attack.
+        search: how the search is cut into programs.
+        mesh: devices.
+        companion: a second model, for attacks that ask one: BEAST a language model, probe sampling
+            a classifier of the same task.
+    """
+
+    model: AttackedModel
+    task: TaskConfig
+    attack: Attack
+    split: Literal["train", "validation"] = "validation"
+    num_examples: int = 64
+    seed: int = 0
+    search: SearchConfig = SearchConfig()
+    mesh: MeshConfig = MeshConfig()
+    companion: ModelConfig = ModelConfig()
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
+        if self.num_examples < 0:
+            raise UserError(f"num_examples={self.num_examples} must not be negative; 0 takes all")
+
+
+def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
+    """Attacks a victim, or goes on with it.
+
+    Args:
+        config: what to do.
+        workdir: where everything goes; the same workdir continues an interrupted attack.
+
+    Returns:
+        The workdir.
+
+    Raises:
+        UserError: bad settings, data, model or workdir.
+    """
+    folder = Path(workdir)
+    mesh = make_mesh(config.mesh)
+    given, companion, task = find_inputs(config)
+    check_writable(folder)
+    seed, past = given_model.read_past(given)
+    identity = Identity(given.point, given.family, task.name, seed)
+    leaves = {
+        "task": task_leaves(config.task, task),
+        "model": given.leaves(config.model.numerics) | {"seed": seed} | dataclasses.asdict(past),
+        "attack": describe(config.attack),
+        "split": config.split,
+        "num_examples": config.num_examples,
+        "seed": config.seed,
+        "search": describe(config.search),
+    }
+    if companion is not None:
+        leaves["companion"] = companion.leaves(config.companion.numerics)
+    stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
+    if stage.is_done():
+        _say("done already; nothing to do")
+        return folder
+    stage.start()
+    trained_with = given_model.read_instruction(given)
+    if trained_with is not None and trained_with != config.task.instruction:
+        _say(
+            f"note: config.task.instruction={config.task.instruction!r}, but the model was trained "
+            f"with {trained_with!r}"
+        )
+    write_manifest(
+        folder,
+        config=describe(config),
+        config_hash=stage.config_hash,
+        seeds={"attack": config.seed, "training": seed},
+        extra={"data": task.source, "model": leaves["model"]}
+        | ({} if companion is None else {"companion": leaves["companion"]}),
+    )
+    summary = attack_into(
+        folder,
+        given.load(config.model.numerics, mesh),
+        identity,
+        past,
+        task.split(config.split),
+        task.chunk_kinds,
+        config.attack.name,
+        config.attack,
+        seed=config.seed,
+        search=config.search,
+        num_examples=config.num_examples,
+        label=f"attack {given.point} {config.attack.name}",
+        companion=None if companion is None else companion.load(config.companion.numerics, mesh),
+    )
+    stage.finish()
+    _say(_result(summary))
+    return folder
+
+
+class AttackInputs(NamedTuple):
+    """What an attack works on, found and checked but not loaded.
+
+    Attributes:
+        victim: the model under attack.
+        companion: the model that the attack asks as well, or None.
+        task: of which one split is left, with the examples that fit into the contexts.
+    """
+
+    victim: GivenModel
+    companion: GivenModel | None
+    task: Task
+
+
+def find_inputs(config: AttackRunConfig) -> AttackInputs:
+    """Finds models and data, and checks that they go together.
+
+    Raises:
+        UserError: one of them is missing or does not fit the others.
+    """
+    config.model.check_named()
+    check_companion_is_named(config)
+    whole_task = load_task(config.task)
+    model = config.model
+    remedy = "" if model.allow_fresh_head else _NO_HEAD
+    given = given_model.find(model, model.head, whole_task.num_classes, remedy)
+    check_edges_reach({"config.search": config.search.edges}, given.definition.config.context)
+    companion = _find_companion(config, given, whole_task.num_classes)
+    context = given.definition.config.context
+    if companion is not None:
+        context = min(context, companion.definition.config.context)
+    return AttackInputs(given, companion, _only_what_fits(config, whole_task, given, context))
+
+
+def check_companion_is_named(config: AttackRunConfig) -> None:
+    """Raises UserError for what is wrong with the companion by the settings alone."""
+    attack, head = config.attack, config.model.head
+    check_goal(attack, head)
+    if config.companion.is_named:
+        if not attack.needs_companion:
+            raise UserError(
+                f"config.companion is set, but {attack.name} asks no second model; leave it out"
+            )
+    elif reason := why_companion(attack, head):
+        raise UserError(
+            f"config.companion.path is empty, but {reason}; give one of the victim's family"
+        )
+
+
+def _find_companion(
+    config: AttackRunConfig, given: GivenModel, num_classes: int
+) -> GivenModel | None:
+    if not config.companion.is_named:
+        return None
+    head = companion_head(config.attack, config.model.head)
+    remedy = "fine-tune it on the task first (robustjax finetune)"
+    found = given_model.find(config.companion, head, num_classes, remedy, field="config.companion")
+    check_companion(config.attack, given, found)
+    return found
+
+
+def _only_what_fits(config: AttackRunConfig, task: Task, given: GivenModel, context: int) -> Task:
+    """The split to be attacked, without the examples that the context has no room for."""
+    examples = task.split(config.split)
+    if config.num_examples > len(examples):
+        raise UserError(
+            f"config.num_examples={config.num_examples} is more than the {len(examples)} "
+            f"{config.split} examples; lower it (0 takes all), or raise config.task.num_"
+            f"{config.split}"
+        )
+    if config.split == "validation":
+        task = dataclasses.replace(task, train=())
+    else:
+        task = dataclasses.replace(task, validation=())
+    room = context - module_of(config.attack).slot_width(config.attack)
+    if config.model.head == "lm":
+        room -= _longest_goal(task, config.split, given.tokenizer)
+    fitting = fit(task, given.tokenizer, room, config.task.too_long, [config.attack.position])
+    left_out = named_difference(examples, fitting.split(config.split))
+    if left_out != "0":
+        _say(f"dropped {left_out} {config.split} examples of more than {room} tokens")
+    return fitting
+
+
+def _longest_goal(task: Task, split: str, tokenizer: Tokenizer) -> int:
+    goals = sorted({example.proxy_gen_target for example in task.split(split)})
+    return max(len(ids) for ids in tokenizer.encode(goals))
+
+
+def _result(summary: dict[str, Any]) -> str:
+    attacked, broken = summary["num_attacked"], summary["num_broken"]
+    right = f"{summary['num_correct_before']} of {summary['num_examples']} examples answered right"
+    if not attacked:
+        return f"{right}; none attacked"
+    names = rate_names(summary["variant"])
+    low, high = (f"{100 * bound:.0f}" for bound in summary[names.interval])
+    rate = f"{100 * summary[names.rate]:.0f} % ({low} to {high})"
+    return f"{right}; {broken} of {attacked} attacked ones broken: {rate}"
+
+
+def _say(line: str) -> None:
+    """Tells the user; stdout is kept for the path of the result."""
+    print(f"attack: {line}", file=sys.stderr)

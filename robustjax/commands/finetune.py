@@ -1,0 +1,225 @@
+"""`robustjax finetune`: clean training of one model, in a workdir of its own."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from robustjax.commands import given_model
+from robustjax.commands.given_model import GivenModel, ModelConfig
+from robustjax.data.lengths import fit, named_difference
+from robustjax.data.prompts import Task
+from robustjax.data.tasks import TaskConfig, load_task
+from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
+from robustjax.models import registry
+from robustjax.models.fresh import fresh_victim, ladder_tokenizer
+from robustjax.models.transformer import Head, Remat
+from robustjax.models.victim import Victim
+from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
+from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
+from robustjax.runtime.stages import Stage
+from robustjax.settings import check_edges_reach, check_seed, describe
+from robustjax.stage_work import FROM_SCRATCH, Identity, finetune_into, task_leaves, without
+from robustjax.training.finetune import FinetuneConfig
+from robustjax.training.objective import ObjectiveName
+
+SCHEMA_VERSION = 1
+"""Raised when the meaning of a hashed leaf changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel(ModelConfig):
+    """Which model is trained.
+
+    Attributes:
+        remat: what training computes again in the backward pass; None takes what suits the model.
+    """
+
+    remat: Remat | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneRunConfig:
+    """Clean training of a model.
+
+    Attributes:
+        model: where to start from; a nano-* point without a path is trained from scratch.
+        task: the data.
+        objective: what it is trained to be: a classifier, or a language model of the task's texts.
+        finetune: how it is trained; its own `objective` is not looked at.
+        seed: seed of fresh weights and of the order of batches.
+        mesh: devices.
+    """
+
+    model: TrainedModel
+    task: TaskConfig
+    objective: ObjectiveName = "classifier"
+    finetune: FinetuneConfig = FinetuneConfig()
+    seed: int = 0
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
+
+    @property
+    def head(self) -> Head:
+        """What the model is trained to put out."""
+        return "lm" if self.objective == "lm" else "classifier"
+
+    @property
+    def training(self) -> FinetuneConfig:
+        """How it is trained, with the objective."""
+        return dataclasses.replace(self.finetune, objective=self.objective)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What training starts from, before any weights are there: a given model, or nothing."""
+
+    config: FinetuneRunConfig
+    given: GivenModel | None
+    tokenizer: Tokenizer
+    num_classes: int
+
+    @property
+    def context(self) -> int:
+        if self.given is not None:
+            return self.given.definition.config.context
+        return registry.scaling_point(self.config.model.point).config.context
+
+    @property
+    def weights(self) -> str:
+        return FROM_SCRATCH if self.given is None else self.given.weights
+
+    def identity(self, task: Task) -> Identity:
+        if self.given is not None:
+            return Identity(self.given.point, self.given.family, task.name, self.config.seed)
+        facts = registry.scaling_point(self.config.model.point)
+        return Identity(facts.name, facts.family, task.name, self.config.seed)
+
+    def leaves(self) -> dict[str, Any]:
+        model = self.config.model
+        if self.given is not None:
+            leaves = self.given.leaves(model.numerics)
+            shape = self.given.definition.config
+        else:
+            shape = registry.scaling_point(model.point).config
+            leaves = {
+                "point": model.point,
+                "weights": FROM_SCRATCH,
+                "vocab": registry.NANO_VOCAB,  # with the task, it makes the tokenizer
+                "head": self.config.head,
+                "num_classes": self.num_classes,
+                "numerics": describe(model.numerics),
+            }
+        return leaves | {"remat": registry.layer_loop(shape, model.remat)["remat"]}
+
+    def victim(self) -> Victim:
+        config, mesh = self.config, make_mesh(self.config.mesh)
+        numerics, remat = config.model.numerics, config.model.remat
+        if self.given is not None:
+            return self.given.load(numerics, mesh, remat=remat, seed=config.seed)
+        return fresh_victim(
+            config.model.point,
+            self.tokenizer,
+            num_classes=self.num_classes,
+            seed=config.seed,
+            mesh=mesh,
+            rules=AxisRules(),
+            numerics=numerics,
+            remat=remat,
+            head=config.head,
+        )
+
+
+def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path:
+    """Trains a model, or goes on with it.
+
+    Args:
+        config: what to do.
+        workdir: where everything goes; the same workdir continues an interrupted training.
+
+    Returns:
+        The workdir.
+
+    Raises:
+        UserError: bad settings, data, model or workdir; a loss that is not finite.
+    """
+    folder = Path(workdir)
+    config.model.check_named()
+    make_mesh(config.mesh)  # refuses one that the devices do not make up
+    whole_task = load_task(config.task)
+    _check_numbers(config, whole_task)
+    whole_task.split("validation")
+    start = _find_start(config, whole_task)
+    check_edges_reach({"config.finetune.train": config.finetune.train.edges}, start.context)
+    task = _only_what_fits(config, whole_task, start)
+    check_writable(folder)
+    leaves = {
+        "task": task_leaves(config.task, task),
+        "model": start.leaves(),
+        "seed": config.seed,
+        "finetune": without(config.training, "checkpoint_every"),
+    }
+    stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
+    if stage.is_done():
+        _say("done already; nothing to do")
+        return folder
+    stage.start()
+    write_manifest(
+        folder,
+        config=describe(config),
+        config_hash=stage.config_hash,
+        seeds={"training": config.seed},
+        extra={"data": task.source, "model": leaves["model"]},
+    )
+    summary = finetune_into(
+        folder,
+        start.victim(),
+        start.identity(task),
+        task,
+        config.training,
+        started_from=start.weights,
+    )
+    stage.finish()
+    if config.objective == "lm":
+        _say(f"perplexity {summary['validation_perplexity']:.1f} on validation texts")
+    else:
+        _say(f"clean accuracy {summary['validation_accuracy']:.3f}")
+    return folder
+
+
+def _find_start(config: FinetuneRunConfig, task: Task) -> _Start:
+    if config.model.is_from_scratch:
+        tokenizer = ladder_tokenizer(example.text for example in task.split("train"))
+        return _Start(config, None, tokenizer, task.num_classes)
+    given = given_model.find(config.model, config.head, task.num_classes)
+    return _Start(config, given, given.tokenizer, task.num_classes)
+
+
+def _only_what_fits(config: FinetuneRunConfig, task: Task, start: _Start) -> Task:
+    """The task without the examples that the context has no room for."""
+    fitting = fit(task, start.tokenizer, start.context, config.task.too_long, positions=())
+    train = named_difference(task.train, fitting.train)
+    validation = named_difference(task.validation, fitting.validation)
+    if (train, validation) != ("0", "0"):
+        _check_numbers(config, fitting)
+        _say(
+            f"dropped {train} training and {validation} validation examples of more than "
+            f"{start.context} tokens"
+        )
+    return fitting
+
+
+def _check_numbers(config: FinetuneRunConfig, task: Task) -> None:
+    """What the settings ask of the data."""
+    try:
+        config.finetune.check(len(task.split("train")))
+    except UserError as error:
+        raise UserError(f"config.finetune: {error}") from error
+
+
+def _say(line: str) -> None:
+    """Tells the user; stdout is kept for the path of the result."""
+    print(f"finetune: {line}", file=sys.stderr)
