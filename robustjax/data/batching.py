@@ -31,11 +31,6 @@ class Batch:
     width: int
     indices: Int[np.ndarray, " B"]
 
-    @property
-    def weights(self) -> np.ndarray:
-        """float32 [B]: 1 for an example, 0 for a filler row."""
-        return (self.indices != FILLER).astype(np.float32)
-
 
 def check_edges(edges: tuple[int, ...]) -> None:
     """Raises UserError unless `edges` are strictly increasing positive widths."""

@@ -1,5 +1,6 @@
 """Running a train step over a set of labelled texts, epoch by epoch, in a replayable order."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from robustjax.data.batching import (
     Batch,
     check_edges,
     length_bucketed_batches,
-    pad_rows,
 )
+from robustjax.data.pipeline import PaddedBatch, padded_batches, read_ahead
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
 from robustjax.models import transformer
@@ -108,6 +109,7 @@ class Trainer:
         """Fixes the batches of every epoch, and with them the length of the schedule."""
         self._victim, self._config, self._data, self._seed = victim, config, data, seed
         self._lengths = [len(row) for row in data.rows]
+        self._labels = np.array(data.labels, np.int32)
         terms = OBJECTIVES[victim.definition.head].terms(np.array(self._lengths, np.int32))
         self._terms = np.asarray(terms, np.float32)
         if not self._terms.any():
@@ -123,17 +125,14 @@ class Trainer:
             self._lengths, config.edges, config.batch_size, self._seed, epoch
         )
 
-    def make_batch(self, width: int, indices: np.ndarray) -> TrainBatch:
+    def _labelled(self, batch: PaddedBatch) -> TrainBatch:
         """The arrays of one batch, cut into microbatches."""
-        data, config = self._data, self._config
-        # A filler row is one pad token: it fits every bucket, and its weight is 0.
-        rows = [[data.pad_id] if i == FILLER else data.rows[i] for i in indices]
-        tokens, mask = pad_rows(rows, width, data.pad_id)
-        label = np.array([0 if i == FILLER else data.labels[i] for i in indices], np.int32)
-        weight = (indices != FILLER).astype(np.float32)
+        config, is_real = self._config, batch.indices != FILLER
+        label = np.where(is_real, self._labels[batch.indices], 0)
         parts = config.batch_size // config.microbatch_size
         return TrainBatch._make(
-            x.reshape(parts, -1, *x.shape[1:]) for x in (tokens, mask, label, weight)
+            x.reshape(parts, -1, *x.shape[1:])
+            for x in (batch.ids, batch.mask, label, is_real.astype(np.float32))
         )
 
     def run_epoch(
@@ -185,21 +184,18 @@ class Trainer:
             terms = self._terms[indices[real]]
             log(number, float((values[real] * terms).sum() / max(terms.sum(), np.float32(1))))
 
-        for number in range(first + 1, len(batches) + 1):
-            batch = batches[number - 1]
-            arrays = put_batch(self._victim, self.make_batch(batch.width, batch.indices))
-            state, rows = step(state, arrays, np.float32(learning_rate(number - 1)))
-            settle()
-            pending = (number, rows)
-            if (
-                save is not None
-                and save_every
-                and number % save_every == 0
-                and number < len(batches)
-            ):
+        padded = padded_batches(self._data.rows, self._data.pad_id, batches)
+        interval = save_every or len(batches)
+        with contextlib.closing(read_ahead(padded, first)) as left:
+            for number, batch in enumerate(left, start=first + 1):
+                arrays = put_batch(self._victim, self._labelled(batch))
+                state, rows = step(state, arrays, np.float32(learning_rate(number - 1)))
                 settle()
-                pending = None
-                save(number, state)
+                pending = (number, rows)
+                if save is not None and number % interval == 0 and number < len(batches):
+                    settle()
+                    pending = None
+                    save(number, state)
         settle()
         return state, losses
 

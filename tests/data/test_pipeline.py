@@ -1,0 +1,102 @@
+"""The input pipeline: what is in a batch, whose rows it is, and going on in the middle."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustjax.data.batching import FILLER, length_bucketed_batches, pad_rows
+from robustjax.data.pipeline import Shard, padded_batches, read_ahead
+
+EDGES, BATCH, PAD = (8, 16, 32), 8, 99
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 33, size=77)]
+ROWS = [[number] * length for number, length in enumerate(LENGTHS)]
+
+
+def plan(epoch=0, seed=3):
+    return length_bucketed_batches(LENGTHS, EDGES, BATCH, seed, epoch)
+
+
+def elements(iterator):
+    return [tuple(x.tolist() for x in batch) for batch in iterator]
+
+
+def epoch_of(count, index=0, first=0, epoch=0):
+    return read_ahead(padded_batches(ROWS, PAD, plan(epoch), Shard(index, count)), first)
+
+
+def test_a_batch_is_padded_to_its_bucket_and_no_further():
+    batches = plan()
+    assert {batch.width for batch in batches} == set(EDGES)
+    for batch, padded in zip(batches, epoch_of(1), strict=True):
+        rows = [[PAD] if i == FILLER else ROWS[i] for i in batch.indices]
+        ids, mask = pad_rows(rows, batch.width, PAD)
+        np.testing.assert_array_equal(padded.indices, batch.indices)
+        np.testing.assert_array_equal(padded.ids, ids)
+        np.testing.assert_array_equal(padded.mask, mask)
+    assert any(FILLER in batch.indices for batch in batches), "no filler was tested"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_share_every_batch_and_agree_on_its_width(count):
+    whole = list(epoch_of(1))
+    parts = [list(epoch_of(count, index)) for index in range(count)]
+    for batch, *mine in zip(whole, *parts, strict=True):
+        assert {one.ids.shape for one in mine} == {(BATCH // count, batch.ids.shape[1])}
+        for name in batch._fields:
+            joined = np.concatenate([getattr(one, name) for one in mine])
+            np.testing.assert_array_equal(joined, getattr(batch, name))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_an_interrupted_iteration_goes_on_at_the_element(count):
+    number = len(plan())
+    for index in range(count):
+        whole = elements(epoch_of(count, index))
+        assert len(whole) == number and whole != sorted(whole)
+        for done in (0, 1, number // 2, number - 1, number):
+            before = epoch_of(count, index)
+            for _ in range(done):
+                next(before)
+            state = before.get_state()
+            after = epoch_of(count, index)  # in another process, say
+            after.set_state(state)
+            assert elements(after) == whole[done:]
+            assert elements(before) == whole[done:]
+            # The number of elements says it all as well.
+            assert elements(epoch_of(count, index, first=done)) == whole[done:]
+
+
+def test_only_what_is_iterated_over_is_padded():
+    touched = []
+
+    class Rows(list):
+        def __getitem__(self, index):
+            touched.append(int(index))
+            return super().__getitem__(index)
+
+    batches = plan()
+    list(read_ahead(padded_batches(Rows(ROWS), PAD, batches), first=len(batches) - 1))
+    assert sorted(touched) == sorted(i for i in batches[-1].indices if i != FILLER)
+
+
+def test_epochs_and_seeds_differ_and_are_replayed():
+    first = elements(epoch_of(1))
+    assert elements(epoch_of(1)) == first != elements(epoch_of(1, epoch=1))
+    other = read_ahead(padded_batches(ROWS, PAD, plan(seed=4)))
+    assert elements(other) != first
+
+
+@settings(max_examples=50)
+@given(count=st.integers(1, 8), index=st.integers(0, 8), batch_size=st.integers(1, 16))
+def test_parts_of_a_batch(count, index, batch_size):
+    shard = Shard(index, count)
+    if index >= count:
+        with pytest.raises(ValueError, match=f"shard {index} of {count} does not exist"):
+            shard.rows_of(batch_size)
+    elif batch_size % count:
+        with pytest.raises(ValueError, match=f"{batch_size} is not a multiple of {count} proc"):
+            shard.rows_of(batch_size)
+    else:
+        rows = range(batch_size)[shard.rows_of(batch_size)]
+        assert len(rows) * count == batch_size and rows.start == index * len(rows)
