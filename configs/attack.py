@@ -8,7 +8,7 @@ BEAST needs a language model of the victim's family, which proposes tokens:
 
 from ml_collections import ConfigDict
 
-from configs.common import filled, parse_arg, task_settings
+from configs.common import OF_ANY_SIZE, filled, parse_arg, task_settings
 from configs.points import NANO
 
 # Where an attack's own defaults are not what a first look asks for.
@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The attack.
 
     Arguments: ``point`` (may be empty if ``--config.model.path`` says what to attack), ``task``
-    (password_match, word_length, jsonl), ``attack`` (any by name) and ``seed``.
+    (see ``robustjax data list``), ``attack`` (any by name) and ``seed``.
     """
     from robustjax.commands.attack import AttackRunConfig
 
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             args["task"], is_nano=args["point"] in NANO, num_train=20_000, num_validation=400
         ),
         "attack": {"name": args["attack"]} | ATTACKS.get(args["attack"], {}),
-        "num_examples": 64 if args["task"] != "jsonl" else 0,
+        "num_examples": 0 if args["task"] in OF_ANY_SIZE else 64,
         "seed": args["seed"],
         "search": {"batch_size": 16},
     }

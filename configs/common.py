@@ -17,9 +17,16 @@ WIDER_EDGES = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 NANO_INSTRUCTION = "GRANTED if the passwords are equal, else DENIED. Ignore the rest.\n\n"
 
 
+# Made of a list of words, so that every prompt is short.
+GENERATED = ("password_match", "word_length")
+TASKS = (*GENERATED, "imdb", "spam", "helpful", "harmless", "strongreject", "jsonl")
+# Of which only as much is there as the user or the owner gives.
+OF_ANY_SIZE = ("strongreject", "jsonl")
+
+
 def is_generated(task: str) -> bool:
     """Whether a task is made, and not read from files."""
-    return task != "jsonl"
+    return task in GENERATED
 
 
 def edges_for(task: str) -> tuple[int, ...]:
@@ -28,15 +35,17 @@ def edges_for(task: str) -> tuple[int, ...]:
 
 
 def task_settings(name: str, *, is_nano: bool, num_train: int, num_validation: int) -> dict:
-    """A task; the sizes are those of a generated one, of files all is taken."""
-    generated = is_generated(name)
+    """A task; all is taken of one whose size is not known here."""
+    generated, takes_all = is_generated(name), name in OF_ANY_SIZE
     return {
         "name": name,
-        "num_train": num_train if generated else 0,  # 0 takes all
-        "num_validation": num_validation if generated else 0,
+        "num_train": 0 if takes_all else num_train,  # 0 takes all
+        "num_validation": 0 if takes_all else num_validation,
         "seed": 0,
         "train_path": "",  # jsonl only
         "validation_path": "",
+        "data_dir": "",  # of tasks made of their owners' files
+        "manual_dir": "",
         "class_names": (),  # jsonl only
         "too_long": "refuse" if generated else "drop",  # dropped ones are named and counted
         # "" keeps the task's own.

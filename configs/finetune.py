@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The training.
 
     Arguments: ``point`` (nano-* from scratch, others from their published weights; empty if
-    ``--config.model.path`` says where to start), ``task`` (password_match, word_length, jsonl) and
+    ``--config.model.path`` says where to start), ``task`` (see ``robustjax data list``) and
     ``seed``. ``--config.objective=lm`` trains a language model of the task's texts.
     """
     from robustjax.commands.finetune import FinetuneRunConfig

@@ -12,8 +12,8 @@ from configs.points import NANO, NANO_FEW_LONG
 def get_config(arg: str | None = None) -> ConfigDict:
     """The study.
 
-    Arguments: ``task`` (password_match, word_length, jsonl), ``seed``, ``points`` for a part of the
-    ladder (nano-27k+nano-80k), and ``pretrain`` to train each point as a language model first.
+    Arguments: ``task`` (see ``robustjax data list``), ``seed``, ``points`` for a part of the ladder
+    (nano-27k+nano-80k), and ``pretrain`` to train each point as a language model first.
     """
     args = parse_arg(arg, task="password_match", seed=0, points="+".join(NANO), pretrain=False)
     generated, edges = is_generated(args["task"]), edges_for(args["task"])

@@ -31,6 +31,8 @@ usage: robustjax COMMAND [--flags]
                   --workdir=runs/plan
   report    figures, tables and fits from the records of one or more workdirs
               robustjax report runs/demo --out=report
+  data      the tasks: list them, prepare one, show examples
+              robustjax data show --task=password_match --n=3
   convert   a model from Hugging Face's format to ours, or back
               robustjax convert --from=EleutherAI/pythia-70m --to=models/pythia-70m
 
@@ -121,6 +123,54 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _data(arguments: list[str]) -> int:
+    values = flags.FlagValues()
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("task", "", "a task by name, or jsonl")
+    text("data_dir", "", "where data sets of owners' files are; local or gs://")
+    text("manual_dir", "", "folder with the owners' files, if they cannot be downloaded")
+    text("train_path", "", "file of task jsonl")
+    text("validation_path", "", "file of task jsonl")
+    flags.DEFINE_enum("split", "validation", ("train", "validation"), "shown", flag_values=values)
+    flags.DEFINE_integer("n", 3, "how many examples are shown", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the data", flag_values=values)
+    flags.DEFINE_float("position", 1.0, "of the attack", flag_values=values)
+    flags.DEFINE_enum(
+        "color", "auto", ("auto", "always", "never"), "paints spans", flag_values=values
+    )
+    verbs = tuple(_DATA_FLAGS)
+    verb, *unexpected = parse(values, arguments, required=()) or [""]
+    if verb not in verbs or unexpected:
+        raise UserError(f"say one of {', '.join(verbs)}: robustjax data list")
+    given = {name for name in values if values[name].present}
+    if useless := sorted(given - _DATA_FLAGS[verb]):
+        raise UserError(f"--{useless[0]} has no effect on robustjax data {verb}")
+    if verb != "list" and not values.task:
+        raise UserError("--task is missing; robustjax data list names the tasks")
+    from robustjax.commands import data
+    from robustjax.data.tasks import TaskConfig
+
+    if verb == "list":
+        print(data.list_tasks(values.data_dir))
+    elif verb == "prepare":
+        print(data.prepare_task(values.task, values.data_dir, values.manual_dir))
+    else:
+        settings: dict[str, Any] = {name: values[name].value for name in sorted(_DATA_TASK)}
+        config = TaskConfig(values.task, **settings)
+        coloured = data.wants_colour(values.color)
+        print(data.show_examples(config, values.split, values.n, values.position, coloured))
+    return 0
+
+
+_DATA_TASK = {"data_dir", "manual_dir", "train_path", "validation_path", "seed"}
+_DATA_FLAGS = {
+    "list": {"data_dir"},
+    "prepare": {"task", "data_dir", "manual_dir"},
+    "show": {"task", "split", "n", "position", "color"} | _DATA_TASK,
+}
+"""Which flags each of the three takes."""
+
+
 def _convert(arguments: list[str]) -> int:
     values = flags.FlagValues()
     text = functools.partial(flags.DEFINE_string, flag_values=values)
@@ -151,6 +201,7 @@ _COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "attack": _attack,
     "plan": _plan,
     "report": _report,
+    "data": _data,
     "convert": _convert,
 }
 

@@ -166,7 +166,8 @@ def write_summary(folder: Path, identity: Identity, summary: dict[str, Any]) -> 
 
 def task_leaves(config: TaskConfig, task: Task) -> dict[str, Any]:
     """The data set by content: sizes, seed and the hashes of files, wherever they lie."""
-    return without(config, "train_path", "validation_path", "too_long") | {"source": task.source}
+    elsewhere = ("train_path", "validation_path", "data_dir", "manual_dir")
+    return without(config, *elsewhere, "too_long") | {"source": task.source}
 
 
 def without(config: Any, *names: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from robustjax.data.tasks import load_task
+from robustjax.data.tasks import load_task, require_classes
 from robustjax.errors import UserError
 from robustjax.runtime.compilation import keep_compiled_programs
 from robustjax.runtime.progress import Lines, Progress
@@ -35,6 +35,7 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
         UserError: bad settings, data or workdir; a model that does not learn the task.
     """
     folder = Path(workdir)
+    require_classes(config.task)
     check_writable(folder)
     if config.workers > 1 and jax.default_backend() != "cpu":
         raise UserError(

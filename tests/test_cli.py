@@ -59,9 +59,12 @@ def _files(folder):
         (["--config.task.num_trainx=3"], 'Did you mean "num_train" instead of "num_trainx"?'),
         (["--config.task.num_train=x"], "--config.task.num_train=x: invalid literal for int"),
         (["--config.task.num_train=100000"], "task.num_train=100000: task 'word_length' has 25000"),
-        (["--config.task.num_train=0"], "task.num_train=0"),
         (["--config.task.num_train=-1"], "task.num_train=-1: must not be negative"),
-        (["--config.task.name=spam"], "task 'spam' does not exist: choose one of jsonl"),
+        (["--config.task.name=spma"], "task 'spma' does not exist: choose one of harmless, help"),
+        (
+            ["--config.task.name=strongreject", "--config.task.num_train=0"],
+            "task.name='strongreject' has no classes to tell apart",
+        ),
         (["--config.task.too_long=cut"], "task.too_long='cut': choose one of refuse, drop"),
         (
             ["--config.points.nano-27k.finetune.train.epochs=0"],
@@ -235,7 +238,7 @@ def test_dropping_must_leave_enough(refuse, jsonl):
 def test_unknown_commands_and_help(capsys):
     assert main(["studdy"]) == 2
     out, err = capsys.readouterr()
-    known = "study, finetune, attack, plan, report, convert"
+    known = "study, finetune, attack, plan, report, data, convert"
     assert (out, err) == ("", f"robustjax studdy: no command 'studdy'; known: {known}\n")
     for arguments, status in ([], 2), (["--help"], 0), (["help"], 0), (["study", "--help"], 0):
         assert main(arguments) == status

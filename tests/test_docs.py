@@ -10,7 +10,10 @@ import pytest
 from robustjax.command_flags import parse_config_and_workdir
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
+from robustjax.data.prompts import ChunkKind
+from robustjax.data.tasks import FACTS
 from robustjax.settings import StudyConfig, build
+from tests.data.tasks.owners import builder_class
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"study": StudyConfig, "finetune": FinetuneRunConfig, "attack": AttackRunConfig}
@@ -39,6 +42,27 @@ def test_the_settings_build(page, words, monkeypatch):
     values, workdir = parse_config_and_workdir(arguments)
     build(SETTINGS[command], values, "config")
     assert workdir.startswith("runs/")
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_each_task_has_a_card_that_is_true(name):
+    facts = FACTS[name]
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    card = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    assert facts.summary.lower() in card.lower()
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, flags=re.MULTILINE))
+    assert rows["licence"] == facts.licence and facts.homepage in rows["source"]
+    for split, size in facts.sizes.items():
+        assert f"{split} {size}" in rows["examples"]
+    for label, class_name in enumerate(facts.class_names):
+        assert f"{label} {class_name.strip()}" in rows["labels"]
+    kinds = facts.chunk_kinds
+    done = {kind for kind in ("insert", "replace") if kind in rows["an attack may"]}
+    assert done == {"replace" if ChunkKind.OVERWRITABLE in kinds else "insert"}
+    for source in builder_class(name).SOURCES.values():
+        published = source.url.rsplit("/", 1)[1]
+        assert published in rows["source"] and source.file_name in rows["source"]
+        assert ("noted at the first" in rows["checksum"]) == (not source.sha256)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/attack_your_model.md"])

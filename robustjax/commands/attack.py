@@ -18,7 +18,7 @@ from robustjax.commands import given_model
 from robustjax.commands.given_model import GivenModel, ModelConfig
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
-from robustjax.data.tasks import TaskConfig, load_task
+from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.evaluation.records import rate_names
@@ -175,6 +175,8 @@ def find_inputs(config: AttackRunConfig) -> AttackInputs:
     """
     config.model.check_named()
     check_companion_is_named(config)
+    if config.model.head == "classifier":
+        require_classes(config.task)
     whole_task = load_task(config.task)
     model = config.model
     remedy = "" if model.allow_fresh_head else _NO_HEAD

@@ -9,7 +9,7 @@ from robustjax.commands import given_model
 from robustjax.commands.given_model import GivenModel, ModelConfig
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
-from robustjax.data.tasks import TaskConfig, load_task
+from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import registry
@@ -149,6 +149,8 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
     folder = Path(workdir)
     config.model.check_named()
     make_mesh(config.mesh)  # refuses one that the devices do not make up
+    if config.head == "classifier":
+        require_classes(config.task)
     whole_task = load_task(config.task)
     _check_numbers(config, whole_task)
     whole_task.split("validation")

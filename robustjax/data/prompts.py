@@ -133,7 +133,8 @@ class Task:
 
     Attributes:
         name: the task's name.
-        class_names: the answer text of each class, with its leading space.
+        class_names: the answer text of each class, with its leading space; none of prompts that
+            have no right answer and are only generated for, whose labels say nothing then.
         chunk_kinds: what an attack may do to each chunk; exactly one chunk is modifiable.
         train: training examples, shuffled (empty when the task has only a validation file).
         validation: validation examples.
@@ -150,7 +151,7 @@ class Task:
     def __post_init__(self) -> None:
         """Checks the invariants that every later stage leans on."""
         modifiable_index(self.chunk_kinds)
-        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
+        if len(self.class_names) == 1 or len(set(self.class_names)) != len(self.class_names):
             raise ValueError(
                 f"class_names={self.class_names} of task {self.name!r}: "
                 "at least two different names are needed"
@@ -166,6 +167,8 @@ class Task:
                 f"{where} has {len(example.content) + 2} chunks, "
                 f"but chunk_kinds names {len(self.chunk_kinds)}"
             )
+        if not self.class_names:
+            return
         for name, value in (("label", example.label), ("target_label", example.target_label)):
             if not 0 <= value < self.num_classes:
                 raise ValueError(f"{where} has {name}={value}: not in 0..{self.num_classes - 1}")
@@ -188,7 +191,8 @@ class Task:
             raise UserError(f"split={name!r} does not exist: choose 'train' or 'validation'")
         examples: tuple[Example, ...] = self.train if name == "train" else self.validation
         if not examples:
-            raise UserError(f"task {self.name!r} has no {name} examples: set task.{name}_path")
+            remedy = f"set task.{name}_path" if self.name == "jsonl" else "take another split"
+            raise UserError(f"task {self.name!r} has no {name} examples: {remedy}")
         return examples
 
 

@@ -57,7 +57,7 @@ def load_victim(
         UserError: there is no such model, it cannot be reached, or its files are not what they
             should be.
     """
-    if num_classes < 2:
+    if head == "classifier" and num_classes < 2:
         raise UserError(f"num_classes is {num_classes}; a classifier has at least 2")
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     rules = AxisRules() if rules is None else rules

@@ -1,61 +1,58 @@
-"""What the generated tasks share: their size, and how a split is shuffled and cut."""
+"""Tasks made of a list of words: a whole data set is a function of its seed."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from robustjax.data.prompts import ChunkKind
-from robustjax.data.tasks.config import TaskConfig
-from robustjax.errors import UserError
+from robustjax.data.prompts import Example, Task
+from robustjax.data.tasks.config import TaskConfig, taken
+from robustjax.data.tasks.facts import TaskFacts
 
 SPLIT_SIZE = 25_000
-"""Examples generated for each of the two splits."""
-
-CHUNK_KINDS = (
-    ChunkKind.IMMUTABLE,  # instructions
-    ChunkKind.IMMUTABLE,  # the two words
-    ChunkKind.OVERWRITABLE,  # empty; the attack text stands here
-    ChunkKind.IMMUTABLE,  # answer prompt
-)
+"""Examples of each of the two splits."""
 
 # Streams of the random generator beside the one that generates the pairs.
 _STREAMS = {"train": 1, "validation": 2}
 
 
-def choose(
-    config: TaskConfig, split: str, available: Int[np.ndarray, " N"]
-) -> Int[np.ndarray, " M"]:
-    """Shuffles a split and takes its first examples.
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """A generated data set.
+
+    Attributes:
+        seed: what it was generated from.
+        example: the example of a split and an id in 0..`SPLIT_SIZE` - 1.
+        source: where it came from, ready for JSON.
+    """
+
+    seed: int
+    example: Callable[[str, int], Example]
+    source: dict[str, Any]
+
+    def order(self, split: str) -> Int[np.ndarray, " N"]:
+        """The ids of a split, shuffled by the seed."""
+        return np.random.default_rng((self.seed, _STREAMS[split])).permutation(SPLIT_SIZE)
+
+    def examples(self, split: str, count: int = SPLIT_SIZE) -> Iterator[Example]:
+        """The first examples of a shuffled split."""
+        return (self.example(split, int(number)) for number in self.order(split)[:count])
+
+
+def load(config: TaskConfig, facts: TaskFacts, generate: Callable[[int], Generated]) -> Task:
+    """The task in memory; nothing is written.
 
     Args:
-        config: gives the seed and the number to take.
-        split: `train` or `validation`.
-        available: int [N], ids of the generated examples that may be used.
-
-    Returns:
-        int [M], the chosen ids; a smaller M is a prefix of a larger one.
+        config: gives the seed and how many examples to take; 0 takes all.
+        facts: what is known of the task.
+        generate: makes the data set of a seed.
 
     Raises:
-        UserError: the number asked for is 0, or more than there are.
+        UserError: more examples are asked for than there are, or wordfreq's list is another one.
     """
-    wanted = config.num_train if split == "train" else config.num_validation
-    if not 1 <= wanted <= len(available):
-        raise UserError(
-            f"task.num_{split}={wanted}: task {config.name!r} has {len(available)} {split} "
-            f"examples, choose 1 to {len(available)}"
-        )
-    order = np.random.default_rng((config.seed, _STREAMS[split])).permutation(len(available))
-    return available[order[:wanted]]
-
-
-def reject_file_settings(config: TaskConfig) -> None:
-    """Refuses settings that only a task read from files uses.
-
-    Raises:
-        UserError: one of them is set.
-    """
-    for name in ("train_path", "validation_path", "class_names"):
-        if getattr(config, name):
-            raise UserError(
-                f"task.{name}={getattr(config, name)!r} has no effect on the generated task "
-                f"{config.name!r}: leave it empty, or set task.name='jsonl'"
-            )
+    counts = {split: taken(config, split, SPLIT_SIZE) for split in _STREAMS}
+    whole = generate(config.seed)
+    train, validation = (list(whole.examples(split, n)) for split, n in counts.items())
+    return facts.task(train, validation, whole.source)

@@ -1,6 +1,6 @@
-"""Your own data: JSONL or JSONL.gz files.
+"""Your own data: JSONL, JSONL.gz or Parquet files.
 
-A line is an object in one of two forms, one form for both files:
+A row is an object in one of two forms, one form for both files:
 
 * `{"text": ..., "label": 0}`: the text is the chunk that is attacked, by insertion.
 * the stored record format of `robustjax.data.prompts.ROW_FIELDS`. The last content chunk is the one
@@ -9,10 +9,6 @@ A line is an object in one of two forms, one form for both files:
 Every error names the file and the line.
 """
 
-import gzip
-import hashlib
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +24,8 @@ from robustjax.data.prompts import (
     Task,
     require_label,
 )
-from robustjax.data.tasks.config import TaskConfig
+from robustjax.data.tasks.config import TaskConfig, taken
+from robustjax.data.tasks.rows import read_objects, sha256
 from robustjax.errors import UserError
 
 _SHUFFLE_STREAM = 1
@@ -89,10 +86,8 @@ def build(config: TaskConfig) -> Task:
         name=config.name,
         class_names=class_names,
         chunk_kinds=kinds,
-        train=_take(shuffled, "num_train", config.num_train, config.train_path),
-        validation=_take(
-            examples["validation"], "num_validation", config.num_validation, config.validation_path
-        ),
+        train=tuple(shuffled[: taken(config, "train", len(shuffled))]),
+        validation=tuple(examples["validation"][: taken(config, "validation", len(validation))]),
         source={
             "train_file": train_source,
             "validation_file": validation_source,
@@ -102,41 +97,20 @@ def build(config: TaskConfig) -> Task:
 
 
 def _read(path_text: str) -> tuple[list[_Row], dict[str, Any]]:
-    """Returns the rows of a file, and its name, hash and size; blank lines are passed over."""
+    """Returns the rows of a file, and its name, hash and size."""
     path = Path(path_text).expanduser()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path_text} cannot be read ({error.strerror}): give a JSONL or JSONL.gz file"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path_text} is not a whole gzip file: {error}") from error
     rows = [
-        _Row(path_text, index, _parse(path_text, index, line))
-        for index, line in enumerate(data.split(b"\n"))
-        if line.strip()
+        _Row(path_text, index, _checked(path_text, index, fields))
+        for index, fields in read_objects(path, path_text)
     ]
     if not rows:
         raise UserError(f"{path_text} is empty: it needs one JSON object a line")
-    return rows, {"file": path.name, "sha256": digest, "rows": len(rows)}
+    return rows, {"file": path.name, "sha256": sha256(path), "rows": len(rows)}
 
 
-def _parse(path: str, index: int, line: bytes) -> dict[str, Any]:
-    """Reads one line and checks what can be checked without the rest of the file."""
+def _checked(path: str, index: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row, checked as far as that can be done without the rest of the file."""
     where = f"{path}, line {index + 1}"
-    try:
-        fields = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: is not UTF-8 ({error.reason})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{where}: is {type(fields).__name__}, not a JSON object")
     row = _Row(path, index, fields)
     if row.is_record:
         # Builds it once only for its checks; class names are not known yet.
@@ -245,15 +219,6 @@ def _example(row: _Row, class_names: tuple[str, ...], config: TaskConfig) -> Exa
         gen_target=class_names[row.label],
         proxy_gen_target=class_names[target_label],
     )
-
-
-def _take(examples: list[Example], field: str, wanted: int, path: str) -> tuple[Example, ...]:
-    if wanted > len(examples):
-        raise UserError(
-            f"task.{field}={wanted}: {path or 'no file'} has {len(examples)} examples "
-            "(0 takes all of them)"
-        )
-    return tuple(examples[: wanted or None])
 
 
 def _shorten(labels: list[int]) -> str:

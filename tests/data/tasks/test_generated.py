@@ -1,9 +1,11 @@
+import hashlib
+import json
 import re
 
 import pytest
 
 from robustjax.data.prompts import ChunkKind
-from robustjax.data.tasks import TASKS, TaskConfig, load_task, words
+from robustjax.data.tasks import FACTS, TASKS, TaskConfig, load_task, stored, words
 from robustjax.errors import UserError
 
 GENERATED = ("word_length", "password_match")
@@ -12,11 +14,20 @@ PAIR = {
     "password_match": re.compile(r"System password: ([a-z]+)\nUser password: ([a-z]+)\n---\n"),
 }
 
+BYTES = {
+    "word_length": "bd8d9a2ae54facbd1a93be8517bd98b304fba0159891d76c5579df544e48a3b0",
+    "password_match": "cb3fdd3577aae193a6466e6f5e1dbebfa0ee3cd888bdc450cae247f23054621f",
+}
+
 
 @pytest.fixture(scope="module", params=GENERATED)
 def whole(request):
     """The whole of each generated task."""
-    return load_task(TaskConfig(request.param, num_train=25_000, num_validation=24_990))
+    return load_task(TaskConfig(request.param))
+
+
+def test_sizes(whole):
+    assert len(whole.train) == len(whole.validation) == 25_000
 
 
 def pairs(name, examples):
@@ -67,7 +78,7 @@ def test_labels_follow_from_the_words(whole):
 def test_class_balance_and_ties(whole):
     count = sum(example.label for example in whole.train)
     if whole.name == "password_match":
-        assert count == 12_500
+        assert count == sum(example.label for example in whole.validation) == 12_500
         return
     assert 0.40 < count / 25_000 < 0.47  # ties count as FIRST
     words_of = zip(whole.train, pairs(whole.name, whole.train), strict=True)
@@ -79,7 +90,7 @@ def test_validation_shares_nothing_with_training(whole):
     train, validation = pairs(whole.name, whole.train), pairs(whole.name, whole.validation)
     if whole.name == "word_length":
         assert not {frozenset(p) for p in train} & {frozenset(p) for p in validation}
-        assert whole.source["validation_pairs_seen_in_training"] > 0, "nothing tested here"
+        assert whole.source["pairs_passed_over"] > 0, "nothing tested here"
     else:
         systems = [system for system, _ in train]
         assert not set(systems) & {system for system, _ in validation}
@@ -115,7 +126,7 @@ def test_the_first_examples_are_pinned():
         "word_length": [
             (7702, "passer", "asian", 0),
             (18563, "drop", "converts", 1),
-            (23240, "gay", "netanyahu", 1),
+            (21765, "hemisphere", "brooding", 0),
         ],
         "password_match": [
             (7702, "organised", "organised", 1),
@@ -125,12 +136,30 @@ def test_the_first_examples_are_pinned():
     }
 
 
+def test_the_bytes_are_pinned(whole):
+    """The same on every machine; nothing of the data may change unnoticed."""
+    digest = hashlib.sha256()
+    for example in (*whole.train, *whole.validation):
+        fields = [example.example_id, *example.chunks, example.label, example.gen_target]
+        digest.update(json.dumps(fields).encode() + b"\n")
+    assert (whole.name, digest.hexdigest()) == (whole.name, BYTES[whole.name])
+
+
+@pytest.mark.slow
+def test_the_built_data_set_is_the_one_in_memory(whole, tmp_path):
+    builder = stored.prepare(FACTS[whole.name], str(tmp_path))
+    for split, examples in (("train", whole.train), ("validation", whole.validation)):
+        assert builder.info.splits[split].num_examples == 25_000
+        assert tuple(stored.read(builder, split, range(25_000))) == examples
+    assert dict(builder.info.metadata) == whole.source
+
+
 @pytest.mark.parametrize("name", GENERATED)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train": 0}, "task.num_train=0: .* 25000 train examples, choose 1 to 25000"),
-        ({"num_validation": 25_001}, "task.num_validation=25001: .* choose 1 to 2"),
+        ({"num_train": 25_001}, "task.num_train=25001: .* has 25000 train examples .0 takes all"),
+        ({"num_validation": 25_001}, "task.num_validation=25001: .* has 25000 validation examples"),
         ({"num_train": -1}, "task.num_train=-1: must not be negative"),
         ({"seed": -1}, "task.seed=-1"),
         ({"train_path": "a.jsonl"}, "task.train_path='a.jsonl' has no effect"),
@@ -148,9 +177,9 @@ def test_the_instruction_can_be_replaced():
 
 
 def test_an_unknown_task_lists_the_known_ones():
-    with pytest.raises(UserError, match="'wordlength' .* jsonl, password_match, word_length"):
+    with pytest.raises(UserError, match="'wordlength' .* password_match, .* word_length, jsonl"):
         load_task(TaskConfig("wordlength", 1, 1))
-    assert set(TASKS) == {"jsonl", *GENERATED}
+    assert set(TASKS) > {"jsonl", *GENERATED}
 
 
 def test_only_the_slot_chunk_is_modifiable(whole):

@@ -2,6 +2,8 @@ import gzip
 import hashlib
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from robustjax.data.tasks import TaskConfig, load_task
@@ -177,15 +179,35 @@ def test_a_validation_label_that_training_lacks_is_named(write):
     [
         ({"train": "gone.jsonl"}, "gone.jsonl cannot be read .No such file"),
         ({"validation": ""}, "task.validation_path is empty"),
-        ({"num_train": 7}, "task.num_train=7: .*t.jsonl has 6 examples"),
-        ({"num_validation": 9}, "task.num_validation=9: .* has 6 examples"),
-        ({"train": "", "num_train": 1}, "task.num_train=1: no file has 0 examples"),
+        ({"num_train": 7}, "task.num_train=7: task 'jsonl' has 6 train examples"),
+        ({"num_validation": 9}, "task.num_validation=9: .* has 6 validation examples"),
+        ({"train": "", "num_train": 1}, "task.num_train=1: task 'jsonl' has 0 train examples"),
     ],
 )
 def test_a_wrong_setting_is_named(write, changes, message):
     path = write("t.jsonl", ROWS)
     with pytest.raises(UserError, match=message):
         load(**({"train": path, "validation": path} | changes))
+
+
+@pytest.mark.parametrize("rows", [ROWS, [RECORD, OTHER_RECORD] * 3])
+def test_a_parquet_file_is_as_good_as_jsonl(tmp_path, write, rows):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    given = str(path)
+    table, lines = load(given, given), load(*[write("rows.jsonl", rows)] * 2)
+    assert (table.train, table.validation) == (lines.train, lines.validation)
+    assert table.chunk_kinds == lines.chunk_kinds and table.class_names == lines.class_names
+    assert table.source["train_file"]["rows"] == 6
+
+    whole = path.read_bytes()
+    for broken in (whole[:-20], whole[: len(whole) // 2], b"", b"PAR1"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="rows.parquet is not a whole Parquet file"):
+            load(given, given)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*ROWS, {"text": "a"}]), path)
+    with pytest.raises(UserError, match="rows.parquet, line 7: field 'label' is None"):
+        load(given, given)
 
 
 def test_a_file_that_is_not_gzip_or_cut_short_is_named(tmp_path, write):
