@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 from robustjax.data.prompts import ChunkKind
@@ -150,7 +151,7 @@ def test_the_built_data_set_is_the_one_in_memory(whole, tmp_path):
     builder = stored.prepare(FACTS[whole.name], str(tmp_path))
     for split, examples in (("train", whole.train), ("validation", whole.validation)):
         assert builder.info.splits[split].num_examples == 25_000
-        assert tuple(stored.read(builder, split, range(25_000))) == examples
+        assert tuple(stored.read(builder, split, np.arange(25_000))) == examples
     assert dict(builder.info.metadata) == whole.source
 
 

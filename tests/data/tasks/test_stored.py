@@ -188,6 +188,8 @@ def with_member(info_type, name, **fields):
     [
         (owners.imdb()["archive"][:-40], "is not a whole tar.gz archive"),
         (owners.imdb()["archive"][:300], "is not a whole tar.gz archive"),
+        (owners.imdb()["archive"][:-4], "is not a whole tar.gz archive"),  # inside its checksum
+        (owners.imdb()["archive"][:-8] + bytes(8), "is not a whole tar.gz archive"),
         (b"no archive at all", "is not a whole tar.gz archive"),
         (b"", "is not a whole tar.gz archive"),
         (tar_gz([("aclImdb/README", b"")]), "has no reviews in aclImdb/train"),
