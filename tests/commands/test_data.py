@@ -29,9 +29,9 @@ def mails(tmp_path, monkeypatch):
     return [f"--data_dir={tmp_path / 'data'}", f"--manual_dir={folder}"]
 
 
-def test_all_tasks_are_listed(run, mails):
+def test_all_tasks_are_listed(run, mails, caplog):
     status, out, err = run("list", mails[0])
-    assert (status, err) == (0, "")
+    assert (status, err, caplog.records) == (0, "", [])
     heading, *lines = out.splitlines()
     assert heading.split() == "task train validation classes data what is asked".split()
     assert [line.split()[0] for line in lines] == list(TASKS)

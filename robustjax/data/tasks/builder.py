@@ -5,6 +5,7 @@ which examples are taken. Importing this module imports TFDS, which takes a mome
 """
 
 import abc
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -37,6 +38,16 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def root(self) -> str:
         """The folder of all data sets."""
         return str(self._data_dir_root)
+
+    def is_prepared(self) -> bool:
+        """Whether the data set is there; unlike TFDS, without a warning if it is not."""
+        log = logging.getLogger("absl")
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            return super().is_prepared()
+        finally:
+            log.setLevel(level)
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
