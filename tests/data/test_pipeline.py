@@ -1,5 +1,10 @@
 """The input pipeline: what is in a batch, whose rows it is, and going on in the middle."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +13,7 @@ from hypothesis import strategies as st
 from robustjax.data.batching import FILLER, length_bucketed_batches, pad_rows
 from robustjax.data.pipeline import Shard, padded_batches, read_ahead
 
+ROOT = Path(__file__).parents[2]
 EDGES, BATCH, PAD = (8, 16, 32), 8, 99
 LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 33, size=77)]
 ROWS = [[number] * length for number, length in enumerate(LENGTHS)]
@@ -100,3 +106,44 @@ def test_parts_of_a_batch(count, index, batch_size):
     else:
         rows = range(batch_size)[shard.rows_of(batch_size)]
         assert len(rows) * count == batch_size and rows.start == index * len(rows)
+
+
+PROCESS = """
+import json, sys
+from tests.data.test_pipeline import elements, epoch_of
+
+index, count, done, state = json.loads(sys.argv[1])
+left = epoch_of(count, index)
+if state is not None:
+    left.set_state(state)
+for _ in range(done):
+    next(left)
+state = left.get_state()
+print(json.dumps({"state": state, "left": elements(left)}))
+"""
+
+
+def run_processes(count, done, states):
+    """What each of so many processes has left after some elements, and where it then stood."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, json.dumps([index, count, done, states[index]])],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    found = [json.loads(one.communicate()[0]) for one in started]
+    assert [one.returncode for one in started] == [0] * count
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_that_were_killed_go_on_in_others(count):
+    first = run_processes(count, 5, [None] * count)
+    again = run_processes(count, 0, [one["state"] for one in first])
+    for index, (before, after) in enumerate(zip(first, again, strict=True)):
+        whole = json.loads(json.dumps(elements(epoch_of(count, index))))
+        assert after["left"] == before["left"] == whole[5:]
