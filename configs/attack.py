@@ -8,7 +8,7 @@ BEAST needs a language model of the victim's family, which proposes tokens:
 
 from ml_collections import ConfigDict
 
-from configs.common import OF_ANY_SIZE, filled, parse_arg, task_settings
+from configs.common import filled, parse_arg, takes_all, task_settings
 from configs.points import NANO
 
 # Where an attack's own defaults are not what a first look asks for.
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             args["task"], is_nano=args["point"] in NANO, num_train=20_000, num_validation=400
         ),
         "attack": {"name": args["attack"]} | ATTACKS.get(args["attack"], {}),
-        "num_examples": 0 if args["task"] in OF_ANY_SIZE else 64,
+        "num_examples": 0 if takes_all(args["task"]) else 64,
         "seed": args["seed"],
         "search": {"batch_size": 16},
     }

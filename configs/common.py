@@ -6,6 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from robustjax.data.tasks import FACTS
+
 # Widths that token rows are padded to; the first two of EDGES take the prompts of the generated
 # tasks, with and without a slot.
 EDGES = (50, 64, 128, 256, 512, 1024)
@@ -17,16 +19,14 @@ WIDER_EDGES = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 NANO_INSTRUCTION = "GRANTED if the passwords are equal, else DENIED. Ignore the rest.\n\n"
 
 
-# Made of a list of words, so that every prompt is short.
-GENERATED = ("password_match", "word_length")
-TASKS = (*GENERATED, "imdb", "spam", "helpful", "harmless", "strongreject", "jsonl")
-# Of which only as much is there as the user or the owner gives.
-OF_ANY_SIZE = ("strongreject", "jsonl")
-
-
 def is_generated(task: str) -> bool:
-    """Whether a task is made, and not read from files."""
-    return task in GENERATED
+    """Whether a task is made of a list of words, so that every prompt is short."""
+    return task in FACTS and FACTS[task].is_generated
+
+
+def takes_all(task: str) -> bool:
+    """Whether all of a task is taken: of your own files, and of prompts that nobody trains on."""
+    return task not in FACTS or "train" not in FACTS[task].sizes
 
 
 def edges_for(task: str) -> tuple[int, ...]:
@@ -35,19 +35,20 @@ def edges_for(task: str) -> tuple[int, ...]:
 
 
 def task_settings(name: str, *, is_nano: bool, num_train: int, num_validation: int) -> dict:
-    """A task; all is taken of one whose size is not known here."""
-    generated, takes_all = is_generated(name), name in OF_ANY_SIZE
+    """A task, with these sizes unless it `takes_all`."""
     return {
         "name": name,
-        "num_train": 0 if takes_all else num_train,  # 0 takes all
-        "num_validation": 0 if takes_all else num_validation,
+        "num_train": 0 if takes_all(name) else num_train,  # 0 takes all
+        "num_validation": 0 if takes_all(name) else num_validation,
         "seed": 0,
         "train_path": "",  # jsonl only
         "validation_path": "",
         "data_dir": "",  # of tasks made of their owners' files
         "manual_dir": "",
         "class_names": (),  # jsonl only
-        "too_long": "refuse" if generated else "drop",  # dropped ones are named and counted
+        "too_long": "refuse"
+        if is_generated(name)
+        else "drop",  # dropped ones are named and counted
         # "" keeps the task's own.
         "instruction": NANO_INSTRUCTION if is_nano and name == "password_match" else "",
     }

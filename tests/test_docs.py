@@ -1,5 +1,6 @@
 """Commands that the pages show are commands that the program takes."""
 
+import itertools
 import re
 import shlex
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from robustjax import cli
 from robustjax.command_flags import parse_config_and_workdir
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
@@ -42,6 +44,14 @@ def test_the_settings_build(page, words, monkeypatch):
     values, workdir = parse_config_and_workdir(arguments)
     build(SETTINGS[command], values, "config")
     assert workdir.startswith("runs/")
+
+
+def test_the_data_commands_take_their_flags():
+    found = [words for _, words in commands() if words[0] == "data"]
+    assert {words[1] for words in found} == {"list", "prepare", "show"}
+    for _, verb, *flags in found:
+        flags = list(itertools.takewhile(lambda word: word != "#", flags))
+        assert {flag[2:].split("=")[0] for flag in flags} <= cli._DATA_FLAGS[verb]
 
 
 @pytest.mark.parametrize("name", FACTS)

@@ -1,29 +1,24 @@
 """`robustjax data`: what it lists, builds and shows, and what it refuses."""
 
+import functools
 import json
 import re
 
 import pytest
 
-from robustjax.cli import main
 from robustjax.commands import data
 from robustjax.data.tasks import FACTS, TASKS, TaskConfig, load_task
 from tests.data.tasks.owners import STORED, write_files
 
 
 @pytest.fixture
-def run(capsys):
+def run(run):
     """run(arguments...) -> status, stdout and stderr of `robustjax data`."""
-
-    def call(*arguments):
-        status = main(["data", *arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return functools.partial(run, "data")
 
 
 @pytest.fixture
-def mails(tmp_path, monkeypatch):
+def mails(tmp_path):
     """The flags with which the task spam is built from small files."""
     folder = write_files("spam", tmp_path / "files")
     return [f"--data_dir={tmp_path / 'data'}", f"--manual_dir={folder}"]

@@ -13,7 +13,7 @@ from robustjax.data.tasks import words
 from robustjax.data.tasks.generated import SPLIT_SIZE, Generated
 from robustjax.data.tasks.word_length import FACTS
 
-_SPARE = 1000  # pairs drawn beyond the two splits; about two are needed
+_SPARE = 1000  # pairs drawn beyond the two splits; a few are needed
 
 
 def generate(seed: int) -> Generated:
@@ -43,5 +43,5 @@ def generate(seed: int) -> Generated:
         content = (f"Word 1: {a}\nWord 2: {b}\n---\n", "")
         return FACTS.example(number, content, int(len(b) > len(a)))
 
-    source = words.describe() | {"pairs_passed_over": len(leaked)}
+    source = words.describe() | {"leaked_pairs_replaced": len(leaked)}
     return Generated(seed, example, source)
