@@ -5,6 +5,7 @@ traceback.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_OVERVIEW, end="")
             return 0
         with interrupts.heard():
-            return _COMMANDS[command](rest)
+            status = _COMMANDS[command](rest)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"robustjax {command}: {_one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has seen enough: robustjax data list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"robustjax {command}: interrupted; the same command goes on", file=sys.stderr)
         return 130

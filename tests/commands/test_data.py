@@ -3,11 +3,14 @@
 import functools
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from robustjax.commands import data
 from robustjax.data.tasks import FACTS, TASKS, TaskConfig, load_task
+from tests.commands.conftest import ROOT
 from tests.data.tasks.owners import STORED, write_files
 
 
@@ -38,6 +41,15 @@ def test_all_tasks_are_listed(run, mails, caplog):
     assert "not prepared" not in now["spam"] and "prepared" in now["spam"]
     for name in TASKS:  # a column may have become narrower
         assert (now[name].split() == states[name].split()) == (name != "spam")
+
+
+def test_a_reader_may_stop_reading():
+    command = [sys.executable, "-m", "robustjax", "data", "show", "--task=word_length", "--n=2000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as started:
+        started.stdout.readline()
+        started.stdout.close()
+        assert (started.stderr.read(), started.wait()) == (b"", 0)
 
 
 def test_a_task_is_prepared_once(run, mails, tmp_path):
