@@ -75,3 +75,24 @@ NANO_FEW_LONG = {
 
 # Fine-tuning of published weights, the same for all sizes, as in Howe et al. 2024.
 PUBLISHED = {"num_train": 0, "epochs": 3, "learning_rate": 1e-5}
+
+# Rounds of adversarial training, about the same compute for every size but the largest (Howe et al.
+# 2024, arXiv 2407.18213); of the Qwen2.5 models only hardened against GCG.
+ROUNDS = {
+    "pythia-14m": {"gcg": 60, "random_token": 250},
+    "pythia-31m": {"gcg": 60, "random_token": 250},
+    "pythia-70m": {"gcg": 60, "random_token": 163},
+    "pythia-160m": {"gcg": 59, "random_token": 59},
+    "pythia-410m": {"gcg": 21, "random_token": 21},
+    "pythia-1b": {"gcg": 8, "random_token": 8},
+    "pythia-1.4b": {"gcg": 6, "random_token": 6},
+    "pythia-2.8b": {"gcg": 5, "random_token": 5},
+    "pythia-6.9b": {"gcg": 5, "random_token": 5},
+    "pythia-12b": {"gcg": 5, "random_token": 5},
+    "qwen2.5-0.5b": {"gcg": 22},
+    "qwen2.5-1.5b": {"gcg": 10},
+    "qwen2.5-3b": {"gcg": 10},
+    "qwen2.5-7b": {"gcg": 10},
+    "qwen2.5-14b": {"gcg": 10},
+}
+OTHER_ROUNDS = 10  # of models and attacks that are not in the table

@@ -55,8 +55,13 @@ def _point(row: dict, edges: tuple[int, ...], is_pretrained: bool) -> dict:
 
     def rounds(attack: dict, start: int, end: int, share: float) -> dict:
         return {
-            "attack": attack,
-            "schedule": {"start": start, "end": end},  # attack iterations, first to last round
+            "attacks": {
+                attack["name"]: {
+                    "attack": attack,
+                    # Attack iterations, first to last round.
+                    "schedule": {"start": start, "end": end},
+                },
+            },
             "num_rounds": 3,
             "examples_per_round": int(share * advtrain["examples"]),
             "pool": {

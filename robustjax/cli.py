@@ -1,7 +1,8 @@
 """The command line: ``robustjax COMMAND [--flags]``.
 
 A mistake of the user's is one line on stderr and status 2; 1 is a failure of ours, with its
-traceback.
+traceback; 130 an interrupt, and 75 a notice of preemption (SIGTERM), after which the same command
+goes on.
 """
 
 import functools
@@ -24,6 +25,9 @@ usage: robustjax COMMAND [--flags]
               robustjax study --config=configs/smoke.py --workdir=runs/demo
   finetune  train one model on clean texts
               robustjax finetune --config=configs/finetune.py:point=nano-27k --workdir=runs/model
+  advtrain  harden one model against attacks, round by round
+              robustjax advtrain --config=configs/advtrain.py:attack=gcg \\
+                  --config.model.path=runs/model --workdir=runs/hardened
   attack    attack one model: a scaling point, a folder, or the workdir of a training
               robustjax attack --config=configs/attack.py:point=nano-27k,attack=gcg \\
                   --config.model.path=runs/model --workdir=runs/attack
@@ -67,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"robustjax {command}: interrupted; the same command goes on", file=sys.stderr)
         return 130
+    except interrupts.PreemptedError:
+        print(f"robustjax {command}: preempted; the same command goes on", file=sys.stderr)
+        return interrupts.PREEMPTED_STATUS
 
 
 def _study(arguments: list[str]) -> int:
@@ -83,6 +90,13 @@ def _finetune(arguments: list[str]) -> int:
     from robustjax.commands.finetune import FinetuneRunConfig, run_finetune_command
 
     return _run(run_finetune_command, FinetuneRunConfig, values, workdir)
+
+
+def _advtrain(arguments: list[str]) -> int:
+    values, workdir = parse_config_and_workdir(arguments)
+    from robustjax.commands.advtrain import AdvtrainRunConfig, run_advtrain_command
+
+    return _run(run_advtrain_command, AdvtrainRunConfig, values, workdir)
 
 
 def _attack(arguments: list[str]) -> int:
@@ -204,6 +218,7 @@ def _one_line(error: Exception) -> str:
 _COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "study": _study,
     "finetune": _finetune,
+    "advtrain": _advtrain,
     "attack": _attack,
     "plan": _plan,
     "report": _report,

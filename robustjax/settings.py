@@ -48,7 +48,9 @@ class PointConfig:
     pretrain: FinetuneConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_names("advtrain", self.advtrain)
+        check_names("advtrain", self.advtrain)
+        for name, run in self.advtrain.items():
+            check_names(f"advtrain.{name}.attacks", run.attacks)
         for field, part, wanted in (
             ("finetune", self.finetune, "classifier"),
             ("pretrain", self.pretrain, "lm"),
@@ -116,7 +118,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.attacks:
             raise UserError("attacks is empty; name at least one attack")
-        _check_names("attacks", self.attacks)
+        check_names("attacks", self.attacks)
         for name, attack in self.attacks.items():
             reason = why_companion(attack, "classifier")
             if reason and not self.companion:
@@ -178,6 +180,12 @@ class StudyConfig:
         for seed in self.seeds:
             check_seed("seeds", seed)
         for name, point in self.points.items():
+            for run, training in point.advtrain.items():
+                if training.needs_companion and not self.evaluation.companion:
+                    raise UserError(
+                        f"points.{name}.advtrain.{run}: a training attack asks a second model; set "
+                        "evaluation.companion to its folder"
+                    )
             point.check_edges_reach(name, registry.scaling_point(name).config.context)
 
 
@@ -272,7 +280,7 @@ def _suggestion(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
 
 
-def _check_names(field: str, names: Iterable[str]) -> None:
+def check_names(field: str, names: Iterable[str]) -> None:
     """Raises UserError for a name that cannot be a folder's, or that means "not hardened"."""
     for name in names:
         if name == "none" or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):

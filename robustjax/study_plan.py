@@ -44,8 +44,10 @@ from robustjax.stage_work import (
     without,
     write_summary,
 )
-from robustjax.training.adversarial import AdversarialConfig, round_folder, train_adversarially
+from robustjax.training.adversarial import AdversarialConfig, train_adversarially
 from robustjax.training.finetune import FinetuneConfig
+from robustjax.training.loop import OUTSIDE_RESULTS
+from robustjax.training.rounds import round_folder
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a hashed leaf changes."""
@@ -158,10 +160,14 @@ class Planner:
             shape = registry.scaling_point(point).config
             answers = Definition(shape, num_classes=self.task.num_classes)
             victim = StoredModel(Path(point), answers, self._tokenizer)
-            for attack in evaluation.attacks.values():
+            for attack in [*evaluation.attacks.values(), *self._training_attacks(point)]:
                 if attack.needs_companion:
                     check_companion(attack, victim, found)
         return found
+
+    def _training_attacks(self, point: str) -> list[Attack]:
+        runs = self._config.points[point].advtrain.values()
+        return [one.attack for run in runs for one in run.attacks.values()]
 
     def _check_data(self, task: Task) -> None:
         """What the settings ask of the data; checked before anything is computed."""
@@ -185,12 +191,14 @@ class Planner:
 
     def _leave_out_what_is_too_long(self) -> None:
         config = self._config
-        attacks = list(config.evaluation.attacks.values())
-        for settings in config.points.values():
-            attacks += [one.attack for one in settings.advtrain.values()]
-        context = min(registry.scaling_point(name).config.context for name in config.points)
-        room = context - max(module_of(attack).slot_width(attack) for attack in attacks)
+        attacks = config.evaluation.attacks.values()
+        trainings = [run for one in config.points.values() for run in one.advtrain.values()]
+        widths = [module_of(attack).slot_width(attack) for attack in attacks]
         positions = [attack.position for attack in attacks]
+        widths += [run.slot_width for run in trainings]
+        positions += [position for run in trainings for position in run.positions]
+        context = min(registry.scaling_point(name).config.context for name in config.points)
+        room = context - max(widths)
         given = self.task
         self.task = fit(given, self._tokenizer, room, config.task.too_long, positions)
         if any(self.task.source["dropped_too_long"].values()):
@@ -260,7 +268,11 @@ class Planner:
             harden = Job(f"{who}/{trained_on}", after=who)
             hardened = self._add(
                 f"advtrain/{who}/{trained_on}",
-                {"seed": seed, "advtrain": describe(advtrain)},
+                {
+                    "seed": seed,
+                    "advtrain": without(advtrain, *OUTSIDE_RESULTS),
+                    **self._companion_leaves(advtrain),
+                },
                 functools.partial(
                     self._advtrain,
                     point=point,
@@ -317,9 +329,9 @@ class Planner:
             upstream.job,
         )
 
-    def _companion_leaves(self, attack: Attack) -> dict[str, Any]:
-        """What an attack's hash names of the second model, if it asks one."""
-        if self._companion is None or not attack.needs_companion:
+    def _companion_leaves(self, asking: Attack | AdversarialConfig) -> dict[str, Any]:
+        """What the hash of an attack, or of a training, names of the model that it asks, if any."""
+        if self._companion is None or not asking.needs_companion:
             return {}
         return {"companion": {"weights": self._companion.weights}}
 
@@ -408,6 +420,7 @@ class Planner:
             seed=seed,
             folder=folder,
             label=f"advtrain {point} {trained_on}",
+            companion=self._load_companion(settings.advtrain[trained_on], settings),
         )
         identity = self._identity(point, seed)
         write_summary(folder, identity, summary | {"trained_on": trained_on})
@@ -450,8 +463,10 @@ class Planner:
             companion=self._load_companion(evaluation.attacks[name], settings),
         )
 
-    def _load_companion(self, attack: Attack, settings: PointConfig) -> Victim | None:
-        if self._companion is None or not attack.needs_companion:
+    def _load_companion(
+        self, asking: Attack | AdversarialConfig, settings: PointConfig
+    ) -> Victim | None:
+        if self._companion is None or not asking.needs_companion:
             return None
         folder = self._companion.folder
         return load_model(folder, self._mesh, self._rules, settings.numerics, remat=settings.remat)
@@ -462,7 +477,7 @@ class Planner:
 
 def _training_leaves(config: FinetuneConfig) -> dict[str, Any]:
     """What defines the result of clean training; the stage's own name says its objective."""
-    return without(config, "checkpoint_every", "objective")
+    return without(config, *OUTSIDE_RESULTS, "objective")
 
 
 def _size(point: str) -> int:

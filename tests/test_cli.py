@@ -238,7 +238,7 @@ def test_dropping_must_leave_enough(refuse, jsonl):
 def test_unknown_commands_and_help(capsys):
     assert main(["studdy"]) == 2
     out, err = capsys.readouterr()
-    known = "study, finetune, attack, plan, report, data, convert"
+    known = "study, finetune, advtrain, attack, plan, report, data, convert"
     assert (out, err) == ("", f"robustjax studdy: no command 'studdy'; known: {known}\n")
     for arguments, status in ([], 2), (["--help"], 0), (["help"], 0), (["study", "--help"], 0):
         assert main(arguments) == status
@@ -275,6 +275,17 @@ def test_as_a_process_from_another_folder(tmp_path):
     assert (process.returncode, out, len(err.splitlines())) == (2, "", 1), err
     assert "num_trainx" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_preempting_says_how_to_go_on(tmp_path):
+    process = command("study", TINY, f"--workdir={tmp_path}")
+    while process.poll() is None and not (tmp_path / "manifest.json").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (75, ""), err
+    assert err.splitlines()[-1] == "robustjax study: preempted; the same command goes on"
+    assert "Traceback" not in err
 
 
 def test_interrupting_says_how_to_go_on(tmp_path):

@@ -8,12 +8,17 @@ import pytest
 
 import configs.attack
 from configs.common import parse_arg
-from configs.points import NANO
+from configs.points import NANO, ROUNDS
 from robustjax.attacks.search import ATTACKS
+from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.tasks import TASKS
+from robustjax.errors import UserError
+from robustjax.models import registry
 from robustjax.settings import StudyConfig, build
+from robustjax.training.embedding import EmbeddingAttack
+from robustjax.training.schedule import AttackSchedule
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(
@@ -23,7 +28,12 @@ EXPERIMENTS = sorted(
 )
 
 
-SETTINGS = {"smoke": StudyConfig, "finetune": FinetuneRunConfig, "attack": AttackRunConfig}
+SETTINGS = {
+    "smoke": StudyConfig,
+    "finetune": FinetuneRunConfig,
+    "advtrain": AdvtrainRunConfig,
+    "attack": AttackRunConfig,
+}
 
 
 def build_config(name, arg):
@@ -61,6 +71,46 @@ def test_any_attack_by_name(name):
     assert values.keys() == fields | {"name"}, "a field that is not there cannot be overridden"
 
 
+@pytest.mark.parametrize("name", ["gcg", "random_token", "beam_search"])
+@pytest.mark.parametrize("point", ["", ",point=nano-27k", ",point=pythia-70m"])
+def test_any_training_attack_by_name(name, point):
+    config = build_config("advtrain", f"attack={name}{point}")
+    assert config.advtrain.attacks[name].attack.name == name
+    assert config.advtrain.embedding is None and config.advtrain.label == name
+
+
+def test_training_attacks_together_and_on_embeddings():
+    config = build_config("advtrain", "attack=gcg+random_token,point=pythia-70m")
+    assert list(config.advtrain.attacks) == ["gcg", "random_token"]
+    assert config.advtrain.num_rounds == 163  # the longer of the two
+    attacks = config.advtrain.attacks
+    assert attacks["gcg"].schedule == AttackSchedule(8, 64)
+    assert attacks["random_token"].schedule == AttackSchedule(1024, 2048)
+    config = build_config("advtrain", "attack=embedding,point=nano-27k")
+    assert config.advtrain.embedding == EmbeddingAttack() and not config.advtrain.attacks
+    with pytest.raises(UserError, match="beast samples tokens .*; set companion.path"):
+        build_config("advtrain", "attack=beast")
+
+
+def test_published_points_are_hardened_as_in_the_paper():
+    config = build_config("advtrain", "point=pythia-410m,task=imdb").advtrain
+    assert (config.num_rounds, config.examples_per_round) == (21, 200)
+    assert dataclasses.astuple(config.pool) == (1000, 0.8, 0.5, 0.005)
+    assert (config.train.epochs, config.train.batch_size) == (1, 8)
+    optimizer = config.train.optimizer
+    assert (optimizer.name, optimizer.learning_rate) == ("adafactor", 1e-5)
+    assert optimizer.schedule == "constant"
+    # The same compute for every size, within the limits of the paper.
+    uncapped = [953, 413, 163, 59, 21, 8, 6, 3, 1, 1]
+    points = [name for name in ROUNDS if name.startswith("pythia")]
+    for point, wanted in zip(points, uncapped, strict=True):
+        for attack, most in {"gcg": 60, "random_token": 250}.items():
+            assert ROUNDS[point][attack] == min(max(wanted, 5), most)
+            built = build_config("advtrain", f"point={point},attack={attack}")
+            assert built.advtrain.num_rounds == ROUNDS[point][attack]
+    assert set(ROUNDS) <= set(registry.POINTS)
+
+
 def test_the_ladder_trains_with_its_own_settings():
     for name, row in NANO.items():
         config = build_config("finetune", f"point={name}")
@@ -85,7 +135,7 @@ def test_the_demo_asks_what_it_promises():
     assert config.evaluation.num_examples >= 64 and config.evaluation.min_accuracy >= 0.9
     for point in config.points.values():
         assert point.advtrain["gcg"].num_rounds >= 3
-        assert {one.attack.name for one in point.advtrain.values()} == {"gcg", "random_token"}
+        assert {run.label for run in point.advtrain.values()} == {"gcg", "random_token"}
 
 
 @pytest.mark.parametrize("task", TASKS)

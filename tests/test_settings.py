@@ -39,8 +39,9 @@ def test_what_is_given_and_what_is_left_out(values):
     assert (config.task.name, config.task.num_train, config.task.seed) == ("word_length", 48, 0)
     assert config.evaluation.attacks["gcg"] == GCG(2, 4, 16, candidate_chunk=16)
     assert config.evaluation.attacks["random_token"] == RandomToken(8, 4, iterations_per_pass=8)
-    assert point.advtrain["gcg"].attack == config.evaluation.attacks["gcg"]
-    assert point.advtrain["gcg"].schedule == AttackSchedule(start=1, end=2)
+    training = point.advtrain["gcg"].attacks["gcg"]
+    assert training.attack == config.evaluation.attacks["gcg"]
+    assert (training.schedule, training.share) == (AttackSchedule(start=1, end=2), 1.0)
     assert point.finetune.train.optimizer.learning_rate == 1e-2
     assert point.search.edges == (64, 1024)
 
@@ -95,8 +96,16 @@ POINT = "points/nano-27k"
         (f"{POINT}/finetune/objective", "mlm", "objective='mlm' is unknown; use classifier, lm"),
         (f"{POINT}/search/batch_size", 0, "nano-27k.search: batch_size=0"),
         (f"{POINT}/advtrain/gcg/train/edges", (64,), "advtrain.gcg.train.edges=.* of 1024"),
-        (f"{POINT}/advtrain/gcg/schedule/start", "1", "schedule.start='1' is str, expected int"),
-        (f"{POINT}/advtrain/none", {}, "config.points.nano-27k.advtrain.none.attack is missing"),
+        (
+            f"{POINT}/advtrain/gcg/attacks/gcg/schedule/start",
+            "1",
+            "schedule.start='1' is str, expected int",
+        ),
+        (f"{POINT}/advtrain/x", {}, "advtrain.x: attacks or embedding: neither is given"),
+        (f"{POINT}/advtrain/x", {"attacks": {"a": {}}}, "advtrain.x.attacks.a.attack is missing"),
+        (f"{POINT}/advtrain/none", {"embedding": {}}, "advtrain: 'none' is no name"),
+        (f"{POINT}/advtrain/gcg/attacks/none", ("gcg",), "attacks.none=.* expected TrainingAttack"),
+        (f"{POINT}/advtrain/gcg/embedding", {"epsilon": 0.0}, "embedding: epsilon=0.0 must be"),
         (f"{POINT}/advtrain/gcg/pool/decay", float("nan"), "advtrain.gcg.pool: pool.decay: nan"),
         ("evaluation/attacks", {}, "config.evaluation: attacks is empty"),
         ("evaluation/attacks/gcg", 5, "config.evaluation.attacks.gcg=5 is no attack"),
@@ -115,9 +124,9 @@ POINT = "points/nano-27k"
             "attacks.b: beast samples tokens from a language model; set evaluation.companion",
         ),
         (
-            f"{POINT}/advtrain/gcg/attack/probe_size",
+            f"{POINT}/advtrain/gcg/attacks/gcg/attack/probe_size",
             4,
-            "advtrain.gcg: attack: gcg asks a second model, which a training attack cannot",
+            "points.nano-27k.advtrain.gcg: a training attack asks a second model; set eval",
         ),
         ("evaluation/attacks/..", {"name": "gcg"}, "attacks: '..' is no name"),
         ("evaluation/attacks/a b", {"name": "gcg"}, "attacks: 'a b' is no name"),

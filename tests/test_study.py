@@ -158,7 +158,9 @@ def test_the_manifest_says_what_was_run(finished):
     manifest = read(finished / "manifest.json")
     config = manifest["config"]
     assert config["evaluation"]["attacks"]["gcg"]["name"] == "gcg"
-    assert config["points"]["nano-27k"]["advtrain"]["gcg"]["attack"]["name"] == "gcg"
+    assert (
+        config["points"]["nano-27k"]["advtrain"]["gcg"]["attacks"]["gcg"]["attack"]["name"] == "gcg"
+    )
     assert config["points"]["nano-27k"]["finetune"]["train"]["optimizer"]["name"] == "adafactor"
     assert manifest["seeds"] == {"evaluation": 0, "training_0": 0}
     assert manifest["data"]["dropped_too_long"] == {"train": 0, "validation": 0}

@@ -63,8 +63,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "finetune": {"train": {**train}, "checkpoint_every": 2, "num_train": 0},
             "advtrain": {
                 "gcg": {
-                    "attack": {**gcg},
-                    "schedule": {"start": 1, "end": 2 if num_rounds > 1 else 1},
+                    "attacks": {
+                        "gcg": {
+                            "attack": {**gcg},
+                            "schedule": {"start": 1, "end": 2 if num_rounds > 1 else 1},
+                        },
+                    },
+                    "checkpoint_every": 2,
                     "num_rounds": num_rounds,
                     "examples_per_round": 8,
                     "pool": {"max_examples": 24, "max_adversarial_share": 0.5},

@@ -18,6 +18,9 @@ from robustjax.errors import UserError
 STAGE_DEPTH = {"pretrain": 1, "finetune": 1, "advtrain": 2, "attack": 3}
 """Known kinds, and how many folder levels a study's folder of that name has above its stages."""
 
+EVALUATION_DEPTH = 2
+"""The same of the folder `evaluation` in an adversarial training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -113,11 +116,14 @@ def _visit(roots: list[Path]) -> Iterator[tuple[Path, str, bool]]:
             or (folder / stages.RECORDS_FILE).exists()
         )
         yield folder, name or ".", is_stage
-        if is_stage:  # stages do not nest; what lies below are checkpoints and rounds
-            return
-        for child in sorted(folder.iterdir()):
+        # Below a stage lie checkpoints and rounds, and of stages what was measured on the way.
+        children = [folder / "evaluation"] if is_stage else sorted(folder.iterdir())
+        for child in children:
             if child.is_dir() and not child.name.startswith("."):
-                below = STAGE_DEPTH.get(child.name) if levels is None else levels - 1
+                if is_stage:
+                    below: int | None = EVALUATION_DEPTH
+                else:
+                    below = STAGE_DEPTH.get(child.name) if levels is None else levels - 1
                 yield from walk(child, f"{name}/{child.name}" if name else child.name, below)
 
     for root in roots:

@@ -28,6 +28,7 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models.transformer import Definition, Head
 from robustjax.models.victim import Victim
+from robustjax.runtime import interrupts
 from robustjax.runtime.compilation import make_room_for_programs
 
 Attack = gcg.GCG | random_token.RandomToken | beam_search.BeamSearch | beast.BEAST
@@ -300,7 +301,7 @@ def run_batch(
     """Runs an attack on one batch, from where it was left.
 
     What an iteration showed is fetched when the next one is under way, so that the device does not
-    wait for the host.
+    wait for the host. A search that is saved ends with PreemptedError when the process is asked to.
     """
     module = module_of(attack)
     key = fingerprint(attack, run) if saved.is_on else ""
@@ -328,11 +329,14 @@ def run_batch(
         pending.append(new)
         count = module.iterations_of_step(attack, done + 1)
         done += count
-        if saved.is_due():
+        is_preempted = saved.is_on and interrupts.is_preempted()
+        if saved.is_due() or is_preempted:
             settle()
             history = [joined(history)]
             saved.save(key, module.kept(state), history[0])
         tick(count)
+        if is_preempted:
+            interrupts.stop()
     settle()
     seen = joined(history)
     if attack.stop_at_success:

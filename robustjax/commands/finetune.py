@@ -22,6 +22,7 @@ from robustjax.runtime.stages import Stage
 from robustjax.settings import check_edges_reach, check_seed, describe
 from robustjax.stage_work import FROM_SCRATCH, Identity, finetune_into, task_leaves, without
 from robustjax.training.finetune import FinetuneConfig
+from robustjax.training.loop import OUTSIDE_RESULTS
 from robustjax.training.objective import ObjectiveName
 
 SCHEMA_VERSION = 1
@@ -162,7 +163,7 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
         "task": task_leaves(config.task, task),
         "model": start.leaves(),
         "seed": config.seed,
-        "finetune": without(config.training, "checkpoint_every"),
+        "finetune": without(config.training, *OUTSIDE_RESULTS),
     }
     stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
     if stage.is_done():

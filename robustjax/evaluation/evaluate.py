@@ -5,6 +5,7 @@ iteration, compute, and why an example could not be attacked. Records are append
 so an interrupted evaluation goes on where it stopped and ends with the same file.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -25,6 +26,7 @@ from robustjax.evaluation import flops, records
 from robustjax.evaluation.answers import Answer, clean_answers
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 from robustjax.models.victim import Victim
+from robustjax.runtime import interrupts
 from robustjax.runtime.progress import Progress
 
 
@@ -107,6 +109,7 @@ def attack_examples(
     Raises:
         UserError: repeated ids; a file of other records at ``path``; a companion that is missing or
             does not fit.
+        PreemptedError: the process was asked to end; what it did is saved at ``path``.
     """
     search.check_goal(attack, victim.definition.head)
     if not attack.needs_companion:
@@ -133,7 +136,10 @@ def attack_examples(
     saved = SavedSearch(path and Path(path).with_name("attack_state.npz"), save_seconds)
     total = len(prompts) * attack.num_iterations
     before = sum(len(record.iterations) for record in done)
-    with Progress(total, label, unit="example-iterations", done=before) as progress:
+    with (
+        interrupts.finishing() if saved.is_on else contextlib.nullcontext(),
+        Progress(total, label, unit="example-iterations", done=before) as progress,
+    ):
         ticker = _Ticker(timing, progress)
         cost = ExecutedCost(attack)
         for batch, run, outcome in search.run_batches(
@@ -145,6 +151,8 @@ def attack_examples(
             done.extend(new)
             del run  # its arrays make room for the next batch's
             ticker.restart_clock()
+            if saved.is_on and interrupts.is_preempted():
+                interrupts.stop()
     saved.clear()
     timing.seconds = time.perf_counter() - started
     return done, timing

@@ -41,8 +41,14 @@ def save_model(folder: Path, victim: Victim) -> None:
 
 
 def find_model(path: Path) -> Path | None:
-    """The folder of our own that a path is or, being a training stage's, holds; else None."""
-    for folder in (path, path / "model"):
+    """The folder of our own that a path is or, being a training stage's, holds; else None.
+
+    Of an adversarial training that is done it is the last round's.
+    """
+    folders = [path, path / "model"]
+    if (path / "summary.json").is_file():
+        folders += sorted((path / "rounds").glob("*/model"))[-1:]
+    for folder in folders:
         if (folder / "metadata.json").is_file() and not (folder / "config.json").is_file():
             return folder
     return None

@@ -273,17 +273,25 @@ def last_real(mask: Bool[Array, "*batch T"]) -> Int[Array, "*batch"]:
 
 
 def apply(
-    definition: Definition, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    definition: Definition,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    shift: Float[Array, "B T D"] | None = None,
 ) -> Float[Array, "..."]:
     """Scores of whole token rows, padded on either side.
 
     Positions count real tokens, so padding never moves a position.
 
+    Args:
+        shift: added to the tokens' embeddings.
+
     Returns:
         ``[B, N]`` class scores pooled at the last real token, or ``[B, T, V]`` next-token scores.
     """
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)[:, None]
-    x = embed(definition, params, tokens)[:, None]
+    embedded = embed(definition, params, tokens)
+    x = (embedded if shift is None else embedded + shift.astype(embedded.dtype))[:, None]
     is_lm = definition.head == "lm"
     hidden, _ = _run(
         definition,

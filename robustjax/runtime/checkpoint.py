@@ -67,7 +67,7 @@ class Checkpoints:
 
     def __post_init__(self):
         if self.keep < 1:
-            raise UserError(f"checkpoints: keep is {self.keep}; keep at least 1")
+            raise ValueError(f"keep={self.keep} is below 1")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -182,6 +182,12 @@ class Checkpoints:
                 _read_marker(self._step_folder(step))
                 whole.append(step)
         return whole
+
+
+def check_kept(number: int) -> None:
+    """Raises UserError unless a setting `keep_checkpoints` keeps any."""
+    if number < 1:
+        raise UserError(f"keep_checkpoints={number} must be at least 1")
 
 
 def save_params(folder: StrPath, params: PyTree, metadata: dict[str, Any]) -> None:

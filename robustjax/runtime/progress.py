@@ -1,8 +1,9 @@
 """A progress line with rate and ETA, for people watching a terminal or a log file."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 _TTY_INTERVAL_SECONDS = 0.2
@@ -47,6 +48,52 @@ class Lines:
         return False
 
 
+class Forecast:
+    """Seconds that are to come of a job, from what work of each kind took so far.
+
+    A job's parts can differ much in length, so that the share of them that is done says little::
+
+        forecast = Forecast()
+        for iterations in (8, 64):
+            forecast.expect("attack", iterations)
+            forecast.expect("train", 125)
+        with forecast.doing("attack", 8):
+            ...
+
+    Args:
+        clock: seconds from any origin; for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._expected: dict[str, float] = {}
+        self._done: dict[str, tuple[float, float]] = {}  # units and their seconds
+
+    def expect(self, kind: str, units: float) -> None:
+        """Counts units of work of a kind that are to come."""
+        self._expected[kind] = self._expected.get(kind, 0.0) + units
+
+    @contextlib.contextmanager
+    def doing(self, kind: str, units: float) -> Iterator[None]:
+        """Units that were expected are done in the block."""
+        self._expected[kind] -= units
+        started = self._clock()
+        yield
+        before, seconds = self._done.get(kind, (0.0, 0.0))
+        self._done[kind] = (before + units, seconds + self._clock() - started)
+
+    def seconds(self) -> float | None:
+        """Seconds of what is not begun yet; None if nothing tells how long a kind takes."""
+        total = 0.0
+        for kind, units in self._expected.items():
+            if units > 0:
+                done, seconds = self._done.get(kind, (0.0, 0.0))
+                if not done:
+                    return None
+                total += units / done * seconds
+        return total
+
+
 class Progress:
     """Counts work done and shows it, as a context manager.
 
@@ -68,6 +115,9 @@ class Progress:
         min_interval: least seconds between two prints.
         patience: work that takes no more seconds than this shows nothing.
         enabled: False prints nothing (processes other than the primary one).
+        later: tells the seconds of this work's parts that are not begun, or None if nobody knows
+            yet (`Forecast.seconds`). The line of the part that is being done then tells when all of
+            them will be.
         clock: seconds from any origin; for tests.
     """
 
@@ -82,6 +132,7 @@ class Progress:
         min_interval: float | None = None,
         patience: float = 0.0,
         enabled: bool = True,
+        later: Callable[[], float | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total = total
@@ -96,6 +147,7 @@ class Progress:
         self._min_interval = default if min_interval is None else min_interval
         self._patience = patience
         self._enabled = enabled
+        self._later = later
         self._clock = clock
         self._started = self._last_print = clock()
         self._shown = ""
@@ -132,8 +184,14 @@ class Progress:
         if rate > 0:
             parts.append(_rate(rate))
         parts.append(format_seconds(elapsed))
-        if rate > 0 and self.done < self.total:
-            parts.append(f"ETA {format_seconds((self.total - self.done) / rate)}")
+        left = (self.total - self.done) / rate if rate > 0 else None
+        if self._later is not None:
+            left = self._later() if self.done < self.total else 0.0
+        if left:
+            parts.append(f"ETA {format_seconds(left)}")
+        for p in outer:
+            if p._later is not None and left is not None and (later := p._later()):
+                parts.append(f"ETA of all {format_seconds(left + later)}")
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)

@@ -53,7 +53,9 @@ class MetricsLog:
     """One JSON line per step, in a file that an interrupted run continues byte for byte.
 
     Each line reaches the operating system before `write` returns, so a killed process loses nothing
-    it had logged. Never log wall-clock figures here.
+    it had logged. Never log wall-clock figures here. For watching, the numbers also go to
+    TensorBoard's event files in the folder `tensorboard/` beside it, which are an extract and may
+    lag some seconds behind.
 
     Args:
         path: the file, on a local disk (an object store cannot append).
@@ -72,8 +74,15 @@ class MetricsLog:
             )
         kept = [line for line in _lines(path) if line["step"] < resume_at]
         write_text(path, "".join(_dump(line) for line in kept))
-        self._last_step = kept[-1]["step"] if kept else -1
+        self._last_line = kept[-1] if kept else {}
+        self._last_step = self._last_line.get("step", -1)
         self._file = open(path, "a", encoding="utf-8", newline="\n")
+        from tensorboardX import SummaryWriter  # here: it imports jax, which records do not need
+
+        # Of the steps from there on, a viewer forgets what an earlier process has shown.
+        self._events = SummaryWriter(
+            os.fspath(Path(path).parent / "tensorboard"), purge_step=self._last_step + 1
+        )
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends a line; steps never go back, and NaN becomes null."""
@@ -82,12 +91,22 @@ class MetricsLog:
         if "step" in metrics:
             raise ValueError("metrics may not hold the key 'step'; it is the first argument")
         self._last_step = step
-        self._file.write(_dump({"step": step} | plain(metrics)))
+        self._last_line = {"step": step} | plain(metrics)
+        self._file.write(_dump(self._last_line))
         self._file.flush()
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(name, value, step)
+
+    def write_once(self, step: int, metrics: dict[str, Any]) -> None:
+        """Appends a line unless it is the last one already, from before a kill."""
+        if {"step": step} | plain(metrics) != self._last_line:
+            self.write(step, metrics)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        self._events.close()
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -16,6 +16,7 @@ from multiprocessing import connection
 from typing import Any
 
 from robustjax.errors import UserError
+from robustjax.runtime import interrupts
 from robustjax.runtime.progress import Lines
 
 Tell = Callable[[Any], None]
@@ -57,7 +58,7 @@ def run_side_by_side(
     """Runs all jobs, one at a time in each of ``workers`` processes, and waits for them.
 
     When this process dies, however it does, so do the others. When a job fails, the others are
-    stopped.
+    stopped. When this process is asked to end, they are too, and may finish their step.
 
     Args:
         jobs: the first that can start is the next to start.
@@ -68,6 +69,7 @@ def run_side_by_side(
 
     Raises:
         UserError: what a job raised.
+        PreemptedError: this process, or one of the others, was asked to end.
         RuntimeError: a process ended before its job did; its traceback is on stderr.
         ValueError: jobs that wait for each other.
     """
@@ -98,6 +100,10 @@ def run_side_by_side(
                     on_message(message)
         for worker in staff:
             worker.pipe.send("")  # nothing more to do
+    except interrupts.PreemptedError:
+        for worker in staff:
+            worker.process.terminate()
+        raise
     except BaseException:
         for worker in staff:
             worker.process.kill()
@@ -112,6 +118,8 @@ def _receive(worker: _Worker) -> Any:
         message = worker.pipe.recv()
     except EOFError:
         worker.process.join()
+        if worker.process.exitcode == interrupts.PREEMPTED_STATUS:
+            interrupts.stop()
         raise RuntimeError(f"{worker.job} ended with exit code {worker.process.exitcode}") from None
     if isinstance(message, UserError):
         raise message
@@ -135,12 +143,15 @@ def _run(make_work: Callable[[], Work], pipe: connection.Connection) -> None:
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
     sys.stderr = Lines(sys.stderr)  # it is shared with others
     try:
-        work = make_work()
-        while job := pipe.recv():
-            work(job, pipe.send)
-            pipe.send(_Done())
+        with interrupts.heard():
+            work = make_work()
+            while job := pipe.recv():
+                work(job, pipe.send)
+                pipe.send(_Done())
     except UserError as error:
         pipe.send(error)
+    except interrupts.PreemptedError:
+        os._exit(interrupts.PREEMPTED_STATUS)
     except KeyboardInterrupt:
         os._exit(130)  # the process that was interrupted with it says so
 

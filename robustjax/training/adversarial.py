@@ -2,42 +2,50 @@
 
 Each round attacks fresh clean training examples with the victim as it stands, adds every attacked
 text to the pool with its true label, samples a training set from clean data and pool, trains on it,
-and stores the losses seen (Howe et al. 2024, arXiv 2407.18213). A round owns a folder:
-``attack_records.jsonl`` while it attacks, then ``model/``. The state after a round (weights,
-optimizer, pool losses, compute) is one checkpoint; the pool's texts are the rounds' records. Killed
-anywhere, the same call goes on and ends with the same bits.
+and stores the losses seen (Howe et al. 2024, arXiv 2407.18213). Or, far cheaper, it searches no
+texts and attacks the embeddings of a share of clean texts just before each update.
+
+A checkpoint is the state after some update: weights and optimizer as arrays, and as metadata the
+place in the round (which determines data order and randomness), the pool's losses, the compute, and
+checksums of the records that are the pool's texts. Killed anywhere, the same call goes on and ends
+with the same bits.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from robustjax.attacks.search import Attack, SearchConfig
-from robustjax.data.prompts import Example, Task
+from robustjax.attacks import search
+from robustjax.attacks.search import SearchConfig
+from robustjax.data.prompts import Task
 from robustjax.errors import UserError
-from robustjax.evaluation.evaluate import accuracy, attack_examples
-from robustjax.evaluation.records import AttackRecord, read_records
+from robustjax.evaluation.evaluate import accuracy
+from robustjax.evaluation.records import AttackRecord
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime.checkpoint import Checkpoints
-from robustjax.runtime.progress import Progress
+from robustjax.runtime import interrupts
+from robustjax.runtime.checkpoint import Checkpoints, check_kept
+from robustjax.runtime.progress import Forecast, Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch
-from robustjax.training import loop
-from robustjax.training.loop import LabelledRows, TrainConfig, Trainer
+from robustjax.training import loop, rounds
+from robustjax.training.embedding import EmbeddingAttack
+from robustjax.training.loop import (
+    LabelledRows,
+    Stepped,
+    TrainConfig,
+    Trainer,
+    naming_last_good,
+)
 from robustjax.training.objective import check_head
 from robustjax.training.optimizer import learning_rate_schedule
-from robustjax.training.pool import (
-    PoolConfig,
-    RoundSample,
-    choose_to_attack,
-    round_rng,
-    sample_round,
-)
-from robustjax.training.schedule import AttackSchedule
+from robustjax.training.pool import PoolConfig, round_rng, sample_round
+from robustjax.training.rounds import TrainingAttack, TrainingSet
+from robustjax.training.run_state import RunState
 from robustjax.training.step import TrainState, TrainStep
 
 
@@ -46,38 +54,72 @@ class AdversarialConfig:
     """Settings of adversarial training.
 
     Attributes:
-        attack: the training attack; each round replaces its number of iterations.
-        schedule: iterations of each round.
+        attacks: the training attacks by name; several share a round's examples.
+        embedding: an attack on embeddings in their place.
         num_rounds: rounds of attack and training.
-        examples_per_round: clean training examples attacked in a round.
+        examples_per_round: clean training examples attacked in a round; those whose embeddings are
+            attacked are a share of the training set instead (`pool.max_adversarial_share`).
         num_train: clean training examples to draw from; 0 takes all.
         pool: how a round's training set is sampled.
         train: optimizer and batches; ``epochs`` are passes over each round's set, and the learning
             rate's schedule spans one round (a rate that falls to 0 lets each round settle).
-        search: how the attack is cut into programs.
+        search: how attacks are cut into programs.
+        checkpoint_every: updates between checkpoints within a pass; 0 saves between passes only.
+        keep_checkpoints: how many of the newest are kept; one that the disk damaged is replaced by
+            the one before it.
     """
 
-    attack: Attack
-    schedule: AttackSchedule
+    attacks: dict[str, TrainingAttack] = dataclasses.field(default_factory=dict)
+    embedding: EmbeddingAttack | None = None
     num_rounds: int = 3
     examples_per_round: int = 200
     num_train: int = 0
     pool: PoolConfig = PoolConfig()
     train: TrainConfig = TrainConfig(epochs=1)
     search: SearchConfig = SearchConfig()
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "examples_per_round"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.attack.needs_companion:
-            raise UserError(
-                f"attack: {self.attack.name} asks a second model, which a training attack cannot; "
-                "take another attack, or leave probe_size at 0"
-            )
-        self.schedule.iterations(0, self.num_rounds)  # its rules are checked before anything runs
-        if self.num_train < 0:
-            raise UserError(f"num_train={self.num_train} must not be negative")
+        for name in ("num_train", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        check_kept(self.keep_checkpoints)
+        if bool(self.attacks) == (self.embedding is not None):
+            wrong = "both are given" if self.attacks else "neither is given"
+            raise UserError(f"attacks or embedding: {wrong}; give one of them")
+        for name, one in self.attacks.items():
+            try:
+                one.of_round(1, self.num_rounds)  # its rules are checked before anything runs
+            except UserError as error:
+                raise UserError(f"attacks.{name}: {error}") from error
+        if self.attacks:
+            rounds.shares_of(self.attacks, self.examples_per_round)
+
+    @property
+    def label(self) -> str:
+        """What the training attacks are called together."""
+        return "+".join(self.attacks) or EmbeddingAttack.name
+
+    @property
+    def slot_width(self) -> int:
+        """Most tokens that an attack adds to a text."""
+        widths = [search.module_of(a.attack).slot_width(a.attack) for a in self.attacks.values()]
+        return max([*widths, 0 if self.embedding is None else self.embedding.added_tokens])
+
+    @property
+    def positions(self) -> list[float]:
+        """Where slots stand."""
+        found = [one.attack.position for one in self.attacks.values()]
+        return found if self.embedding is None else [self.embedding.position]
+
+    @property
+    def needs_companion(self) -> bool:
+        """Whether a training attack asks a second model."""
+        return any(one.attack.needs_companion for one in self.attacks.values())
 
     def check(self, num_examples: int) -> None:
         """Checks what depends on the data, so that it can be done before anything else is run.
@@ -94,7 +136,7 @@ class AdversarialConfig:
                 "examples; lower it (0 takes all), or raise task.num_train"
             )
         clean = self.num_train or num_examples
-        if self.examples_per_round > clean:
+        if self.attacks and self.examples_per_round > clean:
             raise UserError(
                 f"examples_per_round={self.examples_per_round} is more than the {clean} training "
                 "examples; lower it"
@@ -104,13 +146,20 @@ class AdversarialConfig:
         learning_rate_schedule(self.train.optimizer, steps * self.train.epochs)
 
 
-def round_folder(folder: Path, number: int) -> Path:
-    """Where a round (from 1) keeps its records and its model."""
-    return folder / "rounds" / f"{number:03d}"
+Evaluate = Callable[[int, Victim, int], Mapping[str, float | None]]
+"""From a round (0: before the first), its victim and the FLOPs of the defence so far to figures."""
 
 
 def train_adversarially(
-    victim: Victim, task: Task, config: AdversarialConfig, *, seed: int, folder: Path, label: str
+    victim: Victim,
+    task: Task,
+    config: AdversarialConfig,
+    *,
+    seed: int,
+    folder: Path,
+    label: str,
+    companion: Victim | None = None,
+    evaluate: Evaluate | None = None,
 ) -> tuple[Victim, dict[str, Any]]:
     """Hardens a trained classifier.
 
@@ -118,176 +167,288 @@ def train_adversarially(
         victim: a trained classifier; its weights are not touched.
         task: its training split is attacked and trained on, its validation split only evaluated on.
         config: settings.
-        seed: keys the choice of examples, the attack and the order of batches.
+        seed: keys the choice of examples, the attacks and the order of batches.
         folder: the run's own folder.
         label: name on the progress line.
+        companion: a second model, for training attacks that ask one.
+        evaluate: called before the first round and after each; what it returns is logged. It must
+            skip what it did before.
 
     Returns:
         The hardened victim and the summary with one entry a round.
 
     Raises:
         UserError: a language model; settings that do not fit the data; a loss that is not finite.
+        PreemptedError: the process was asked to end; what it did is saved.
     """
     check_head(victim, "classifier")
     config.check(len(task.split("train")))
-    clean = task.split("train")[: config.num_train or None]
-    clean_rows = LabelledRows.of_texts(victim, [e.text for e in clean], [e.label for e in clean])
-    step, state = loop.start(victim, config.train)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    done, rounds, losses = 0, [], np.zeros(0)
-    if checkpoints.latest_step() is not None:
-        done, state, saved = checkpoints.restore(like=state)
-        rounds = saved["rounds"]
-        losses = np.array([np.inf if x is None else x for x in saved["losses"]])
-    pool: list[AttackRecord] = []
-    for number in range(1, done + 1):
-        pool += _attacked(read_records(round_folder(folder, number) / "attack_records.jsonl"))
-
-    watch = Stopwatch()
-    with (
-        watch.measure("seconds"),
-        checkpoints,
-        MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
-        Progress(config.num_rounds, label, unit="rounds", done=done) as progress,
-    ):
-        for number in range(done + 1, config.num_rounds + 1):
-            current = victim.with_params(state.params)
-            here = round_folder(folder, number)
-            here.mkdir(parents=True, exist_ok=True)
-            attack = dataclasses.replace(
-                config.attack,
-                num_iterations=config.schedule.iterations(number - 1, config.num_rounds),
-            )
-            found = _attack_round(current, task, clean, config, attack, number, seed, here)
-            new = _attacked(found)
-            pool += new
-            losses = np.concatenate([losses, np.full(len(new), np.inf)])
-
-            sample = sample_round(config.pool, len(clean), losses, round_rng(seed, number))
-            texts, labels, sources = _training_set(clean, clean_rows, pool, sample, victim)
-            data = LabelledRows(texts, labels, victim.tokenizer.pad_id)
-            trainer = Trainer(victim, config.train, data, seed=seed)
-            state, seen, mean_loss = _train_round(trainer, step, state, config.train, number, log)
-            from_pool = sources >= 0
-            losses[sources[from_pool]] = seen[from_pool]
-
-            hardened = victim.with_params(state.params)
-            entry = {
-                "round": number,
-                "attack_iterations": attack.num_iterations,
-                "attack_successes": sum(record.success for record in new),
-                "num_attacked": len(new),
-                "num_failures": len(found) - len(new),
-                "num_adversarial": int(from_pool.sum()),
-                "num_clean": int((~from_pool).sum()),
-                "pool_size": len(pool),
-                "train_loss": mean_loss,
-                "accuracy": accuracy(hardened, task.split("validation")),
-            }
-            flops_train = config.train.epochs * trainer.algorithmic_flops()
-            rounds.append(entry | _compute(rounds, found, flops_train))
-            save_model(here / "model", hardened)
-            saved_losses = [None if np.isinf(x) else float(x) for x in losses]
-            checkpoints.save(number, state, {"rounds": rounds, "losses": saved_losses})
-            progress.advance(note=f"accuracy {rounds[-1]['accuracy']:.3f}")
-    watch.write(folder)
+    with interrupts.finishing():
+        training = _Training(victim, task, config, seed, folder, companion)
+        if evaluate is not None:
+            to_evaluate = config.num_rounds + 1 - training.run.done
+            training.forecast.expect("evaluate", to_evaluate)
+        watch = Stopwatch()
+        with (
+            watch.measure("seconds"),
+            naming_last_good(training.checkpoints),
+            training.checkpoints,
+            training.log,
+            Progress(
+                config.num_rounds,
+                label,
+                unit="rounds",
+                done=training.run.done,
+                later=training.forecast.seconds,
+            ) as progress,
+        ):
+            # What is evaluated of the round that a checkpoint ends may not be done.
+            for number in range(training.run.done, config.num_rounds + 1):
+                if number > training.run.done:
+                    training.do_round(number)
+                    note = f"accuracy {training.run.rounds[-1]['accuracy']:.3f}"
+                    progress.advance(note=note)
+                if evaluate is not None:
+                    training.evaluate(evaluate, number)
+                if interrupts.is_preempted():
+                    interrupts.stop()
+        watch.write(folder)
     summary = {
         "kind": "advtrain",
         "num_params": victim.num_params,
-        "trained_on": config.attack.name,
+        "trained_on": config.label,
         "num_rounds": config.num_rounds,
-        "rounds": rounds,
+        "rounds": training.run.rounds,
     }
-    return victim.with_params(state.params), summary
+    return training.current, summary
 
 
-def _attack_round(
-    victim: Victim,
-    task: Task,
-    clean: tuple[Example, ...],
-    config: AdversarialConfig,
-    attack: Attack,
-    number: int,
-    seed: int,
-    folder: Path,
-) -> list[AttackRecord]:
-    """Attacks a round's choice of clean examples, also those that are answered wrongly."""
-    rng = round_rng(seed, number, "attack")
-    chosen = choose_to_attack(len(clean), config.examples_per_round, rng)
-    found, _ = attack_examples(
-        victim,
-        [clean[i] for i in chosen],
-        task.chunk_kinds,
-        attack,
-        seed=seed,
-        config=config.search,
-        only_correct=False,
-        path=folder / "attack_records.jsonl",
-        label=f"round {number} {attack.name}",
-    )
-    return found
+class _Training:
+    """A run of adversarial training and what it needs."""
 
+    def __init__(
+        self,
+        victim: Victim,
+        task: Task,
+        config: AdversarialConfig,
+        seed: int,
+        folder: Path,
+        companion: Victim | None,
+    ):
+        """Takes up the newest checkpoint, if there is one."""
+        self._victim, self._task, self._config = victim, task, config
+        self._seed, self._folder, self._companion = seed, folder, companion
+        self._clean = task.split("train")[: config.num_train or None]
+        self._clean_rows = LabelledRows.of_examples(victim, self._clean)
+        self._step: TrainStep
+        self._state: TrainState
+        self._step, self._state = loop.start(victim, config.train, config.embedding)
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        self.run = RunState()
+        if self.checkpoints.latest_step() is not None:
+            _, self._state, saved = self.checkpoints.restore(like=self._state)
+            self.run = RunState.of_json(saved)
+        self._pool: list[AttackRecord] = []
+        self._found: dict[str, list[AttackRecord]] = {}
+        for number in range(1, self.run.round + 1):
+            if config.attacks:
+                self._found = rounds.read_round(folder, number, self.run.records[str(number)])
+                self._pool += rounds.into_pool(self._found)
+        self.log = MetricsLog(folder / "metrics.jsonl", resume_at=self.run.number + 1)
+        self.forecast = Forecast()
+        for number in range(self.run.done + 1, config.num_rounds + 1):
+            self.forecast.expect("attack", self._attack_units(number))
+            self.forecast.expect("train", self._train_units)
 
-def _compute(
-    rounds: list[dict[str, Any]], found: list[AttackRecord], flops_train: int
-) -> dict[str, int]:
-    """Algorithmic FLOPs of a round, and of all rounds up to it."""
-    flops_attack = sum(record.flops_algorithmic for record in found)
-    before = rounds[-1]["flops_total"] if rounds else 0
-    return {
-        "flops_attack": flops_attack,
-        "flops_train": flops_train,
-        "flops_total": before + flops_attack + flops_train,
-    }
+    @property
+    def current(self) -> Victim:
+        """The victim as it stands."""
+        return self._victim.with_params(self._state.params)
 
+    @property
+    def _train_units(self) -> int:
+        return self._config.pool.max_examples * self._config.train.epochs
 
-def _attacked(found: list[AttackRecord]) -> list[AttackRecord]:
-    """Records with an attacked text, successful or not, in the order of their example ids."""
-    attacked = [record for record in found if record.attacked_text is not None]
-    return sorted(attacked, key=lambda record: record.example_id)
+    def _attack_units(self, number: int) -> int:
+        """Example-iterations of a round."""
+        config = self._config
+        if not config.attacks:
+            return 0
+        counts = rounds.shares_of(config.attacks, config.examples_per_round)
+        of_round = {n: a.of_round(number, config.num_rounds) for n, a in config.attacks.items()}
+        return sum(counts[name] * attack.num_iterations for name, attack in of_round.items())
 
+    def evaluate(self, evaluate: Evaluate, number: int) -> None:
+        """Evaluates the victim after a round, or before the first one, and logs it."""
+        spent = self.run.rounds[-1]["flops_total"] if self.run.rounds else 0
+        with self.forecast.doing("evaluate", 1):
+            figures = evaluate(number, self.current, spent)
+        # A run that was killed right after this line finds it there.
+        self.log.write_once(self.run.number, {"round": number, **figures})
 
-def _training_set(
-    clean: tuple[Example, ...],
-    clean_rows: LabelledRows,
-    pool: list[AttackRecord],
-    sample: RoundSample,
-    victim: Victim,
-) -> tuple[list[list[int]], list[int], np.ndarray]:
-    """Token rows, labels and pool indices (-1: a clean row), in training order."""
-    adversarial = [pool[i] for i in sample.adversarial_indices]
-    rows = [clean_rows.rows[i] for i in sample.clean_indices]
-    rows += victim.tokenizer.encode([record.attacked_text for record in adversarial])
-    labels = [clean[i].label for i in sample.clean_indices]
-    labels += [record.label for record in adversarial]
-    sources = np.concatenate(
-        [np.full(len(sample.clean_indices), -1), np.asarray(sample.adversarial_indices)]
-    ).astype(int)
-    order = sample.order
-    return [rows[i] for i in order], [labels[i] for i in order], sources[order]
+    def do_round(self, number: int) -> None:
+        """Attacks and trains, or goes on with it; ends with a checkpoint."""
+        run, config = self.run, self._config
+        if run.round < number:
+            self._begin(number)
+        data = self._training_set(number)
+        trainer = Trainer(self._victim, config.train, data.data, seed=self._seed)
+        attack_flops = self._flops_of_attack(data)
+        with self.forecast.doing("train", self._train_units):
+            self._train(trainer, number, attack_flops)
+        assert run.seen is not None
+        is_pooled = data.sources >= 0
+        run.losses[data.sources[is_pooled]] = run.seen[is_pooled]
+        hardened = self.current
+        entry = self._entry(number, trainer, data, attack_flops)
+        entry["accuracy"] = accuracy(hardened, self._task.split("validation"))
+        run.rounds.append(entry)
+        run.epoch, run.seen = None, None
+        figures = ("accuracy", "num_attacked", "attack_successes", "flops_total", "train_loss")
+        self.log.write(run.number, {"round": number} | {name: entry[name] for name in figures})
+        save_model(rounds.round_folder(self._folder, number) / "model", hardened)
+        self._save(self._state)
 
+    def _begin(self, number: int) -> None:
+        """Attacks, and enters what was found into the pool."""
+        run, config = self.run, self._config
+        if config.attacks:
+            attacks = {n: a.of_round(number, config.num_rounds) for n, a in config.attacks.items()}
+            with self.forecast.doing("attack", self._attack_units(number)):
+                self._found = rounds.attack_round(
+                    self._folder,
+                    number,
+                    self.current,
+                    self._clean,
+                    self._task.chunk_kinds,
+                    attacks,
+                    rounds.shares_of(config.attacks, config.examples_per_round),
+                    seed=self._seed,
+                    search=config.search,
+                    companion=self._companion,
+                )
+            new = rounds.into_pool(self._found)
+            self._pool += new
+            run.losses = np.concatenate([run.losses, np.full(len(new), np.inf)])
+            run.records[str(number)] = rounds.fingerprint_records(
+                self._folder, number, list(config.attacks)
+            )
+        run.round, run.epoch, run.step, run.seen = number, 0, 0, None
 
-def _train_round(
-    trainer: Trainer,
-    step: TrainStep,
-    state: TrainState,
-    config: TrainConfig,
-    number: int,
-    log: MetricsLog,
-) -> tuple[TrainState, Float[np.ndarray, " N"], float]:
-    """Trains on one round's set; returns the losses of the last pass and their mean."""
-    per_epoch, epochs = trainer.steps_per_epoch, config.epochs
-    learning_rate = learning_rate_schedule(config.optimizer, per_epoch * epochs)
-    with Progress(per_epoch * epochs, f"round {number} train") as progress:
-        for epoch in range(epochs):
+    def _training_set(self, number: int) -> TrainingSet:
+        config, clean = self._config, self._clean
+        rng = round_rng(self._seed, number)
+        sample = sample_round(config.pool, len(clean), self.run.losses, rng)
+        if config.embedding is None:
+            return rounds.from_pool(self._victim, clean, self._clean_rows, self._pool, sample)
+        return rounds.with_free_embeddings(
+            *(self._victim, clean, self._clean_rows, self._task.chunk_kinds),
+            *(config.embedding, sample, config.pool.max_adversarial_share),
+            seed=self._seed,
+            number=number,
+        )
 
-            def rate(index: int, base: int = epoch * per_epoch) -> float:
-                return learning_rate(base + index)
+    def _flops_of_attack(self, data: TrainingSet) -> int:
+        """Algorithmic FLOPs of the attacks of a round."""
+        if self._config.embedding is None:
+            return sum(r.flops_algorithmic for found in self._found.values() for r in found)
+        rows = data.data.rows
+        tokens = sum(
+            len(row) for row, is_free in zip(rows, data.is_adversarial, strict=True) if is_free
+        )
+        passes = self._config.train.epochs * self._config.embedding.num_steps
+        return passes * loop.flops.training_flops(self._victim.num_params, tokens)
 
-            def on_step(index: int, loss: float) -> None:
-                log.write(number, {"loss": loss})
-                progress.advance(note=f"loss {loss:.3f}")
+    def _train(self, trainer: Trainer, number: int, attack_flops: int) -> None:
+        """Trains on a round's set from where it was left; the losses of the last pass stay."""
+        run, config = self.run, self._config.train
+        per_epoch, epochs = trainer.steps_per_epoch, config.epochs
+        learning_rate = learning_rate_schedule(config.optimizer, per_epoch * epochs)
+        before = run.rounds[-1]["flops_total"] if run.rounds else 0
+        assert run.epoch is not None
+        first_epoch = run.epoch
+        done = first_epoch * per_epoch + run.step
+        with Progress(per_epoch * epochs, f"round {number} train", done=done) as progress:
 
-            # Batches of different rounds are shuffled differently.
-            state, seen = trainer.run_epoch(step, state, number * epochs + epoch, on_step, rate)
-    return state, seen, float(seen.mean())
+            def rate(index: int, epoch: int) -> float:
+                return learning_rate(epoch * per_epoch + index)
+
+            def on_step(seen: Stepped, epoch: int) -> None:
+                spent = epoch * trainer.algorithmic_flops() + trainer.flops_of(seen)
+                line = {
+                    "round": number,
+                    "loss": seen.loss,
+                    "learning_rate": rate(seen.number - 1, epoch),
+                    "gradient_norm": seen.gradient_norm,
+                    "flops": before + attack_flops + spent,
+                }
+                self.log.write(run.updates + seen.number, line)
+                progress.advance(note=f"loss {seen.loss:.3f}")
+
+            def save(count: int, state: TrainState, losses: np.ndarray) -> None:
+                run.step, run.seen = count, losses
+                self._save(state)
+
+            for epoch in range(first_epoch, epochs):
+                self._state, run.seen = trainer.run_epoch(
+                    self._step,
+                    self._state,
+                    number * epochs + epoch,  # batches of different rounds are shuffled differently
+                    functools.partial(on_step, epoch=epoch),
+                    functools.partial(rate, epoch=epoch),
+                    save,
+                    first=run.step,
+                    losses=run.seen if run.step else None,
+                    save_every=self._config.checkpoint_every,
+                )
+                run.updates += per_epoch
+                run.epoch, run.step = epoch + 1, 0
+                if epoch + 1 < epochs:
+                    self._save(self._state)
+                    if interrupts.is_preempted():
+                        interrupts.stop()
+
+    def _save(self, state: TrainState) -> None:
+        self.checkpoints.save(self.run.number, state, self.run.to_json())
+
+    def _entry(
+        self, number: int, trainer: Trainer, data: TrainingSet, attack_flops: int
+    ) -> dict[str, Any]:
+        """What a round was, and its algorithmic FLOPs and those of all rounds up to it."""
+        run, config = self.run, self._config
+        assert run.seen is not None
+        found = {
+            name: {
+                "attack_iterations": config.attacks[name]
+                .of_round(number, config.num_rounds)
+                .num_iterations,
+                "num_attacked": sum(record.attacked_text is not None for record in records),
+                "attack_successes": sum(record.success for record in records),
+                "num_failures": sum(record.failure is not None for record in records),
+            }
+            for name, records in self._found.items()
+        }
+        if config.embedding is not None:
+            moved = {"attack_iterations": config.embedding.num_steps}
+            found = {config.embedding.name: moved}
+        before = run.rounds[-1]["flops_total"] if run.rounds else 0
+        flops_train = config.train.epochs * trainer.algorithmic_flops()
+
+        def total(name: str) -> int:
+            return sum(one.get(name, 0) for one in found.values())
+
+        return {
+            "round": number,
+            "attacks": found,
+            "attack_iterations": max(one["attack_iterations"] for one in found.values()),
+            "attack_successes": total("attack_successes"),
+            "num_attacked": total("num_attacked"),
+            "num_failures": total("num_failures"),
+            "num_adversarial": int(data.is_adversarial.sum()),
+            "num_clean": int((~data.is_adversarial).sum()),
+            "pool_size": len(self._pool),
+            "train_loss": float(run.seen.mean()),
+            "flops_attack": attack_flops,
+            "flops_train": flops_train,
+            "flops_total": before + attack_flops + flops_train,
+        }

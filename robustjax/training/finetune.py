@@ -17,10 +17,18 @@ from robustjax.evaluation.evaluate import accuracy
 from robustjax.evaluation.perplexity import perplexity
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime.checkpoint import Checkpoints
+from robustjax.runtime import interrupts
+from robustjax.runtime.checkpoint import Checkpoints, check_kept
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
-from robustjax.training.loop import LabelledRows, TrainConfig, Trainer, start
+from robustjax.training.loop import (
+    LabelledRows,
+    Stepped,
+    TrainConfig,
+    Trainer,
+    naming_last_good,
+    start,
+)
 from robustjax.training.objective import ObjectiveName, check_head
 from robustjax.training.optimizer import learning_rate_schedule
 
@@ -33,6 +41,8 @@ class FinetuneConfig:
         train: optimizer, batches, epochs.
         num_train: training examples, from the start of the task's shuffled split; 0 takes all.
         checkpoint_every: steps between checkpoints within an epoch (each epoch ends with one).
+        keep_checkpoints: how many of the newest are kept; one that the disk damaged is replaced by
+            the one before it.
         objective: what is trained: a classifier, or a language model (the loss of each next token,
             labels not looked at).
     """
@@ -40,12 +50,14 @@ class FinetuneConfig:
     train: TrainConfig = TrainConfig()
     num_train: int = 0
     checkpoint_every: int = 500
+    keep_checkpoints: int = 2
     objective: ObjectiveName = "classifier"
 
     def __post_init__(self) -> None:
         for name in ("num_train", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        check_kept(self.keep_checkpoints)
 
     def check(self, num_examples: int) -> None:
         """Checks what depends on the data, so that it can be done before anything else is run.
@@ -83,11 +95,6 @@ _QUALITIES: dict[ObjectiveName, _Quality] = {
 }
 
 
-def labelled_rows(victim: Victim, examples: tuple[Example, ...]) -> LabelledRows:
-    """Clean examples as training rows."""
-    return LabelledRows.of_texts(victim, [e.text for e in examples], [e.label for e in examples])
-
-
 def finetune(
     victim: Victim, task: Task, config: FinetuneConfig, *, seed: int, folder: Path, label: str
 ) -> tuple[Victim, dict[str, Any]]:
@@ -112,11 +119,11 @@ def finetune(
     quality = _QUALITIES[config.objective]
     examples = task.split("train")
     config.check(len(examples))
-    data = labelled_rows(victim, examples[: config.num_train or None])
+    data = LabelledRows.of_examples(victim, examples[: config.num_train or None])
     trainer = Trainer(victim, config.train, data, seed=seed)
     per_epoch, epochs = trainer.steps_per_epoch, config.train.epochs
     step, state = start(victim, config.train)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
     done = checkpoints.latest_step() or 0
     if done:
         done, state, _ = checkpoints.restore(like=state)
@@ -124,6 +131,8 @@ def finetune(
     watch = Stopwatch()
     with (
         watch.measure("seconds"),
+        interrupts.finishing(),
+        naming_last_good(checkpoints),
         checkpoints,
         MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
         Progress(per_epoch * epochs, label, done=done) as progress,
@@ -134,12 +143,19 @@ def finetune(
             def rate(index: int, base: int = base) -> float:
                 return learning_rate(base + index)
 
-            def on_step(number: int, loss: float, base: int = base) -> None:
-                rate = learning_rate(base + number - 1)
-                log.write(base + number, {"loss": loss, "learning_rate": rate})
-                progress.advance(note=f"loss {loss:.3f}")
+            def on_step(seen: Stepped, base: int = base, epoch: int = epoch) -> None:
+                step = base + seen.number
+                line = {
+                    "loss": seen.loss,
+                    "learning_rate": learning_rate(step - 1),
+                    "gradient_norm": seen.gradient_norm,
+                    "flops": epoch * trainer.algorithmic_flops() + trainer.flops_of(seen),
+                }
+                log.write(step, line)
+                progress.advance(note=f"loss {seen.loss:.3f}")
 
-            def save(number: int, state: Any, base: int = base) -> None:
+            def save(number: int, state: Any, losses: Any, base: int = base) -> None:
+                del losses  # nothing depends on them
                 checkpoints.save(base + number, state, {})
 
             state, _ = trainer.run_epoch(
@@ -148,14 +164,16 @@ def finetune(
                 epoch,
                 on_step,
                 rate,
+                save,
                 first=done - base if base <= done else 0,
-                save=save,
                 save_every=config.checkpoint_every,
             )
             trained = victim.with_params(state.params)
             reached = quality.measure(trained, task.split("validation"))
             log.write(base + per_epoch, {"epoch": epoch + 1, quality.name: reached})
             checkpoints.save(base + per_epoch, state, {})
+            if interrupts.is_preempted():
+                interrupts.stop()
     trained = victim.with_params(state.params)
     save_model(folder / "model", trained)
     qualities = [

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,11 +17,15 @@ from robustjax.data.batching import (
     length_bucketed_batches,
 )
 from robustjax.data.pipeline import PaddedBatch, padded_batches, read_ahead
+from robustjax.data.prompts import Example
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
+from robustjax.runtime import interrupts
+from robustjax.runtime.checkpoint import Checkpoints
+from robustjax.training.embedding import EmbeddingAttack
 from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import LearningRate, OptimizerConfig, make_optimizer
 from robustjax.training.step import (
@@ -34,9 +38,27 @@ from robustjax.training.step import (
     put_batch,
 )
 
+OUTSIDE_RESULTS = ("checkpoint_every", "keep_checkpoints")
+"""Settings of trainings that change no result, so that a run may go on with others."""
+
 
 class DivergedError(UserError, FloatingPointError):
-    """A loss is no longer finite."""
+    """A loss or a gradient is no longer finite."""
+
+
+@contextlib.contextmanager
+def naming_last_good(checkpoints: Checkpoints) -> Iterator[None]:
+    """Makes a `DivergedError` tell the newest checkpoint, which is from before it."""
+    try:
+        yield
+    except DivergedError as error:
+        step = checkpoints.latest_step()
+        good = (
+            "there is no checkpoint from before"
+            if step is None
+            else (f"the last good checkpoint is {checkpoints.folder}/{step:08d}")
+        )
+        raise DivergedError(f"{error}; {good}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +99,71 @@ class LabelledRows:
         rows: ids of each text, unpadded.
         labels: ``[N]`` true classes.
         pad_id: the id to pad with.
+        names: what messages call each text, such as the id of its example.
+        free: which tokens of each row an embedding-space attack moves; None if there is none.
     """
 
     rows: Sequence[Sequence[int]]
     labels: Sequence[int]
     pad_id: int
+    names: Sequence[str]
+    free: Sequence[range] | None = None
 
     @classmethod
-    def of_texts(
-        cls, victim: Victim, texts: Sequence[str], labels: Sequence[int]
-    ) -> "LabelledRows":
-        """Tokenises texts for a victim; UserError if one does not fit its context."""
-        rows = victim.tokenizer.encode(list(texts))
+    def of_examples(cls, victim: Victim, examples: Sequence[Example]) -> "LabelledRows":
+        """Tokenises clean examples for a victim; UserError if one does not fit its context."""
+        rows = victim.tokenizer.encode([example.text for example in examples])
         check_lengths(rows, victim.context)
-        return cls(rows, list(labels), victim.tokenizer.pad_id)
+        names = [str(example.example_id) for example in examples]
+        labels = [example.label for example in examples]
+        return cls(rows, labels, victim.tokenizer.pad_id, names)
+
+    def reordered(self, order: Sequence[int] | np.ndarray) -> "LabelledRows":
+        """The same texts in another order."""
+
+        def chosen(values: Sequence[Any]) -> list[Any]:
+            return [values[i] for i in order]
+
+        free = None if self.free is None else chosen(self.free)
+        return LabelledRows(
+            chosen(self.rows), chosen(self.labels), self.pad_id, chosen(self.names), free
+        )
 
     @property
     def num_tokens(self) -> int:
         """Real tokens of all texts."""
         return sum(len(row) for row in self.rows)
+
+
+class Stepped(NamedTuple):
+    """What is logged of a step.
+
+    Attributes:
+        number: of the step within its epoch, from 1.
+        loss: mean over texts or, of a language model, tokens; in nats.
+        gradient_norm: Euclidean norm of the gradient over all weights.
+        num_tokens: real tokens of all steps of the epoch so far.
+    """
+
+    number: int
+    loss: float
+    gradient_norm: float
+    num_tokens: int
+
+
+@runtime_checkable
+class Save(Protocol):
+    """Saves a place within an epoch."""
+
+    def __call__(self, number: int, state: TrainState, losses: Float[np.ndarray, " N"], /) -> None:
+        """Saves.
+
+        Args:
+            number: steps of the epoch that are done.
+            state: the state after them.
+            losses: each text's loss; NaN for texts whose batch has not come yet.
+        """
+        ...
 
 
 class Trainer:
@@ -129,22 +197,26 @@ class Trainer:
         """The arrays of one batch, cut into microbatches."""
         config, is_real = self._config, batch.indices != FILLER
         label = np.where(is_real, self._labels[batch.indices], 0)
+        arrays = [batch.ids, batch.mask, label, is_real.astype(np.float32)]
+        if self._data.free is not None:
+            ranges = [range(0) if i == FILLER else self._data.free[i] for i in batch.indices]
+            starts, stops = np.array([(one.start, one.stop) for one in ranges]).T[..., None]
+            place = np.arange(batch.ids.shape[1])
+            arrays.append((starts <= place) & (place < stops))
         parts = config.batch_size // config.microbatch_size
-        return TrainBatch._make(
-            x.reshape(parts, -1, *x.shape[1:])
-            for x in (batch.ids, batch.mask, label, is_real.astype(np.float32))
-        )
+        return TrainBatch(*(x.reshape(parts, -1, *x.shape[1:]) for x in arrays))
 
     def run_epoch(
         self,
         step: TrainStep,
         state: TrainState,
         epoch: int,
-        log: Callable[[int, float], None],
+        log: Callable[[Stepped], None],
         learning_rate: LearningRate,
+        save: Save,
         *,
         first: int = 0,
-        save: Callable[[int, TrainState], None] | None = None,
+        losses: Float[np.ndarray, " N"] | None = None,
         save_every: int = 0,
     ) -> tuple[TrainState, Float[np.ndarray, " N"]]:
         """Runs the batches of an epoch from the ``first`` on.
@@ -152,56 +224,74 @@ class Trainer:
         Losses are fetched one step late, so that the device does not wait for the host.
 
         Args:
-            log: called with each step's number within the epoch (from 1) and mean loss, over texts
-                or, of a language model, tokens.
+            log: called with each step.
             learning_rate: of each step, by its number within the epoch (from 0).
-            save: called with the number of steps done and the state, every ``save_every`` steps
-                but not at the end of the epoch.
+            save: called every ``save_every`` steps but not at the end of the epoch, and when the
+                process is preempted.
+            losses: those of the batches before ``first``, as they were saved.
 
         Returns:
             The state, and each text's loss as it was when its batch came (NaN for texts of batches
-            before ``first``).
+            before ``first`` if their losses were not given).
 
         Raises:
-            DivergedError: when a loss is not finite; it names the step and the texts.
+            DivergedError: when a loss or a gradient is not finite; it names the step and the texts.
+            PreemptedError: the process was asked to end; the last step is saved.
         """
-        losses = np.full(len(self._data.rows), np.nan)
+        losses = np.full(len(self._data.rows), np.nan) if losses is None else losses.copy()
         batches = self._batches(epoch)
+        tokens = np.cumsum([self._num_tokens(batch) for batch in batches]).tolist()
         pending: tuple[int, Any] | None = None
 
         def settle() -> None:
+            nonlocal pending
             if pending is None:
                 return
-            number, rows = pending
-            indices, values = batches[number - 1].indices, np.asarray(rows).reshape(-1)
+            number, report = pending
+            pending = None
+            indices, values = batches[number - 1].indices, np.asarray(report.losses).reshape(-1)
             real = indices != FILLER
-            losses[indices[real]] = values[real]
-            if not np.isfinite(values[real]).all():
+            norm = float(report.gradient_norm)
+            is_loss_finite = np.isfinite(values[real]).all()
+            if not (is_loss_finite and np.isfinite(norm)):
+                what = "gradient" if is_loss_finite else "loss"
+                names = ", ".join(self._data.names[i] for i in indices[real])
                 raise DivergedError(
-                    f"step {number} of epoch {epoch + 1}: the loss is not finite "
-                    f"(texts {indices[real].tolist()}); lower the learning rate"
+                    f"step {number} of epoch {epoch + 1}: the {what} is not finite (examples "
+                    f"{names}); lower the learning rate"
                 )
+            losses[indices[real]] = values[real]
             terms = self._terms[indices[real]]
-            log(number, float((values[real] * terms).sum() / max(terms.sum(), np.float32(1))))
+            loss = float((values[real] * terms).sum() / max(terms.sum(), np.float32(1)))
+            log(Stepped(number, loss, norm, tokens[number - 1]))
 
         padded = padded_batches(self._data.rows, self._data.pad_id, batches)
         interval = save_every or len(batches)
         with contextlib.closing(read_ahead(padded, first)) as left:
             for number, batch in enumerate(left, start=first + 1):
                 arrays = put_batch(self._victim, self._labelled(batch))
-                state, rows = step(state, arrays, np.float32(learning_rate(number - 1)))
+                state, report = step(state, arrays, np.float32(learning_rate(number - 1)))
                 settle()
-                pending = (number, rows)
-                if save is not None and number % interval == 0 and number < len(batches):
+                pending = (number, report)
+                is_last, is_preempted = number == len(batches), interrupts.is_preempted()
+                if (number % interval == 0 or is_preempted) and not is_last:
                     settle()
-                    pending = None
-                    save(number, state)
+                    save(number, state, losses)
+                    if is_preempted:
+                        interrupts.stop()
         settle()
         return state, losses
+
+    def _num_tokens(self, batch: Batch) -> int:
+        return sum(self._lengths[i] for i in batch.indices if i != FILLER)
 
     def algorithmic_flops(self) -> int:
         """FLOPs of one epoch by the paper's convention."""
         return flops.training_flops(self._victim.num_params, self._data.num_tokens)
+
+    def flops_of(self, seen: Stepped) -> int:
+        """FLOPs of an epoch up to a step, by the paper's convention."""
+        return flops.training_flops(self._victim.num_params, seen.num_tokens)
 
     def executed_flops(self) -> int:
         """FLOPs of one epoch's dot products, padding and all."""
@@ -221,14 +311,21 @@ def _gradient_flops(definition: Definition, rows: tuple[int, int], width: int) -
     """Executed FLOPs of the gradient of one batch: microbatches of so many rows and tokens."""
     tokens = (*rows, width)
     shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
-    batch = TrainBatch._make(jax.ShapeDtypeStruct(*one) for one in shapes)
+    arrays: Any = [jax.ShapeDtypeStruct(*one) for one in shapes]
+    batch = TrainBatch(*arrays)
     gradients = functools.partial(accumulate_gradients, definition)
     return flops.executed_flops(gradients, transformer.abstract_params(definition), batch)
 
 
-def start(victim: Victim, config: TrainConfig) -> tuple[TrainStep, TrainState]:
-    """The compiled step of a run, and the state before the first."""
+def start(
+    victim: Victim, config: TrainConfig, attack: EmbeddingAttack | None = None
+) -> tuple[TrainStep, TrainState]:
+    """The compiled step of a run, and the state before the first.
+
+    Args:
+        attack: moves the embeddings of the tokens that are free before each update.
+    """
     stacked = frozenset({"blocks"} if victim.definition.scanned else ())
     optimizer = make_optimizer(config.optimizer, stacked)
     state = init_state(victim, optimizer)
-    return make_train_step(victim, optimizer, state), state
+    return make_train_step(victim, optimizer, state, attack), state

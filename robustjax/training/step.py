@@ -17,6 +17,7 @@ from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import named_sharding, replicated
+from robustjax.training.embedding import EmbeddingAttack, worst_shift
 from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import state_shardings
 
@@ -36,16 +37,31 @@ class TrainState(NamedTuple):
 class TrainBatch(NamedTuple):
     """``M`` microbatches of ``B`` rows of one bucket; filler rows have weight 0.
 
-    Labels are not looked at where a language model is trained.
+    Labels are not looked at where a language model is trained. ``free`` is true at tokens whose
+    embeddings an embedding-space attack moves, None where there is none.
     """
 
     tokens: Int[Array, "M B T"]
     mask: Bool[Array, "M B T"]
     label: Int[Array, "M B"]
     weight: Float[Array, "M B"]
+    free: Bool[Array, "M B T"] | None = None
 
 
-TrainStep = Callable[[TrainState, TrainBatch, Any], tuple[TrainState, Float[Array, "M B"]]]
+class StepReport(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        losses: every row's loss in nats, before the update; of a language model the mean over the
+            row's tokens.
+        gradient_norm: Euclidean norm of the gradient over all weights.
+    """
+
+    losses: Float[Array, "M B"]
+    gradient_norm: Float[Array, ""]
+
+
+TrainStep = Callable[[TrainState, TrainBatch, Any], tuple[TrainState, StepReport]]
 
 
 def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
@@ -65,23 +81,30 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs)
 
 
 def make_train_step(
-    victim: Victim, optimizer: optax.GradientTransformationExtraArgs, state: TrainState
+    victim: Victim,
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    attack: EmbeddingAttack | None = None,
 ) -> TrainStep:
     """The step for this victim's definition and mesh; the same one for the same optimizer.
 
+    Args:
+        attack: moves the embeddings of the tokens that are free before each update.
+
     Returns:
-        A function from state, batch and learning rate to the new state and every row's loss (nats,
-        before the update; the mean over its tokens for a language model). It donates the state.
+        A function from state, batch and learning rate to the new state and a report. It donates
+        the state.
     """
     leaves, structure = jax.tree.flatten(state)
     layout = tuple(leaf.sharding for leaf in leaves)
-    return _train_step(victim.definition, optimizer, layout, structure)
+    return _train_step(victim.definition, optimizer, attack, layout, structure)
 
 
 @functools.lru_cache(maxsize=16)  # seeds, and hardening by one attack and another, share it
 def _train_step(
     definition: Definition,
     optimizer: optax.GradientTransformationExtraArgs,
+    attack: EmbeddingAttack | None,
     layout: tuple[jax.sharding.Sharding, ...],
     structure: Any,
 ) -> TrainStep:
@@ -90,19 +113,23 @@ def _train_step(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def step(
         state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
-    ) -> tuple[TrainState, Array]:
-        gradients, losses = accumulate_gradients(definition, state.params, batch)
+    ) -> tuple[TrainState, StepReport]:
+        gradients, losses = accumulate_gradients(definition, state.params, batch, attack)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, learning_rate=learning_rate
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state), losses
+        report = StepReport(losses, optax.tree.norm(gradients).astype(jnp.float32))
+        return TrainState(params, opt_state), report
 
     return step
 
 
 def accumulate_gradients(
-    definition: Definition, params: Params, batch: TrainBatch
+    definition: Definition,
+    params: Params,
+    batch: TrainBatch,
+    attack: EmbeddingAttack | None = None,
 ) -> tuple[Params, Float[Array, "M B"]]:
     """Gradient of the mean loss over all microbatches, and every row's loss.
 
@@ -115,9 +142,18 @@ def accumulate_gradients(
     total = jnp.maximum(total, 1.0)
 
     def one(gradients: Params, micro: TrainBatch) -> tuple[Params, Array]:
+        def losses(params: Params, shift: Array | None) -> Array:
+            scores = transformer.apply(definition, params, micro.tokens, micro.mask, shift)
+            return objective.losses(scores, micro.tokens, micro.mask, micro.label)
+
+        shift = None
+        if attack is not None:
+            assert micro.free is not None
+            raise_losses = functools.partial(losses, params)
+            shift = worst_shift(attack, raise_losses, params["embed"]["embedding"], micro.free)
+
         def loss(params: Params) -> tuple[Array, Array]:
-            scores = transformer.apply(definition, params, micro.tokens, micro.mask)
-            rows = objective.losses(scores, micro.tokens, micro.mask, micro.label)
+            rows = losses(params, shift)
             return (rows * micro.weight).sum() / total, rows
 
         new, rows = jax.grad(loss, has_aux=True)(params)

@@ -45,3 +45,16 @@ def fail_or_wait(folder, job, tell):
     while not (folder / "pid").exists():
         time.sleep(0.05)
     raise UserError("learning_rate=9 is too high; lower it")
+
+
+def finish_step(folder, job, tell):
+    """Waits for a notice of preemption, then ends its step."""
+    from robustjax.runtime import interrupts
+
+    with interrupts.finishing():
+        (folder / f"{job}-waits").write_text("")
+        while not interrupts.is_preempted():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        (folder / f"{job}-saved").write_text("")
+        interrupts.stop()

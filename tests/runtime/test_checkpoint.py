@@ -226,8 +226,10 @@ def test_nothing_to_restore(tmp_path):
     _garble(tmp_path / "none" / "00000000" / "metadata.json")
     with pytest.raises(UserError, match="every checkpoint is damaged"):
         checkpoints.restore({"x": np.zeros(1)})
-    with pytest.raises(UserError, match="keep is 0"):
+    with pytest.raises(ValueError, match="keep=0 is below 1"):
         Checkpoints(tmp_path, keep=0)
+    with pytest.raises(UserError, match="keep_checkpoints=0 must be at least 1"):
+        checkpoint_module.check_kept(0)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,34 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path):
     wait_until(lambda: not is_alive(worker))
 
 
+@pytest.mark.parametrize("group", [False, True], ids=["parent", "group"])
+def test_preempted_workers_finish_their_steps(tmp_path, group):
+    """Whether the parent alone is told, or all at once."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import functools, pathlib, sys\n"
+        "from robustjax.runtime import interrupts\n"
+        "from robustjax.runtime.workers import Job, run_side_by_side\n"
+        "from tests.runtime import jobs\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = pathlib.Path({str(tmp_path)!r})\n"
+        "    make_work = functools.partial(jobs.ready, jobs.finish_step, folder)\n"
+        "    try:\n"
+        "        with interrupts.heard():\n"
+        "            run_side_by_side([Job('a'), Job('b')], make_work, 2, print)\n"
+        "    except interrupts.PreemptedError:\n"
+        "        sys.exit(interrupts.PREEMPTED_STATUS)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, cwd=ROOT, start_new_session=True
+    )
+    wait_until(lambda: len(list(tmp_path.glob("*-waits"))) == 2)
+    (os.killpg if group else os.kill)(parent.pid, signal.SIGTERM)
+    assert parent.wait(timeout=60) == 75
+    assert len(list(tmp_path.glob("*-saved"))) == 2
+
+
 def wait_until(holds, seconds=60):
     for _ in range(seconds * 20):
         if holds():
