@@ -30,6 +30,7 @@ EXPERIMENTS = sorted(
 
 SETTINGS = {
     "smoke": StudyConfig,
+    "hardening": StudyConfig,
     "finetune": FinetuneRunConfig,
     "advtrain": AdvtrainRunConfig,
     "attack": AttackRunConfig,
@@ -58,7 +59,8 @@ def test_every_config_builds(name, arg):
     if arg and arg.startswith("task="):
         assert config.task.name == arg.removeprefix("task=")
     if arg == "seed=3":
-        assert getattr(config, "seeds", None) == (3,) or config.seed == 3
+        seeds = config.seeds if isinstance(config, StudyConfig) else (config.seed,)
+        assert seeds[0] == 3
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -3,22 +3,18 @@
 import json
 import os
 import random
-import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.compiling import QUICKLY
+from tests import killing
+from tests.killing import DIE_AT, differences, move_results, saved_arrays
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 WHO = "nano-27k-s0"
 TRAINING = f"finetune/{WHO}"
 ATTACK = f"attack/{WHO}/none-r0/gcg"
@@ -85,32 +81,10 @@ def straight(workdir):
     return aside
 
 
-def move_results(workdir, aside):
-    aside.mkdir()
-    for path in workdir.iterdir():
-        if path.name != "xla_cache":
-            path.rename(aside / path.name)
-
-
-def start(*program, workdir, config="tiny_study.py", cores=None, flags=()):
-    """The study as a process of its own, with the compiled programs kept in the workdir."""
-    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return subprocess.Popen(
-        [
-            sys.executable,
-            *program,
-            "study",
-            f"--config={ROOT / 'tests' / config}",
-            f"--workdir={workdir}",
-            *flags,
-        ],
-        cwd=ROOT,
-        env=env | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=cores and (lambda: os.sched_setaffinity(0, cores)),
-    )
+def start(*program, workdir, config="tiny_study.py", **options):
+    """The study as a process of its own."""
+    config = f"tests/{config}"
+    return killing.start(*program, command="study", config=config, workdir=workdir, **options)
 
 
 def unfinished_stage(workdir):
@@ -129,8 +103,7 @@ def finish(workdir, **options):
 
 def test_killed_at_every_kind_of_moment(straight, workdir):
     for index, (moment, count, stage) in enumerate(KILLS):
-        helper = str(ROOT / "tests" / "study_kill.py")
-        process = start(helper, moment, str(count), str(SEED + index), workdir=workdir)
+        process = start(DIE_AT, moment, str(count), str(SEED + index), workdir=workdir)
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"{moment} {count}: {err}"
         assert unfinished_stage(workdir) == stage, f"{moment} {count}"
@@ -160,8 +133,7 @@ def test_killed_while_pretraining(tmp_path):
     options = {"config": "tiny_study.py:pretrain,rounds=1"}
     killed = tmp_path / "killed"
     for index, (moment, count, stage) in enumerate(PRETRAINING_KILLS):
-        helper = str(ROOT / "tests" / "study_kill.py")
-        process = start(helper, moment, str(count), str(SEED + index), workdir=killed, **options)
+        process = start(DIE_AT, moment, str(count), str(SEED + index), workdir=killed, **options)
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"{moment} {count}: {err}"
         assert unfinished_stage(killed) == stage, f"{moment} {count}"
@@ -194,8 +166,6 @@ def test_side_by_side_and_killed_is_one_after_the_other(tmp_path):
 
 def test_the_comparison_can_fail(straight, tmp_path):
     """A changed byte, a changed weight and a file too many are all found."""
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(straight, other)
     assert differences(straight, other) == []
@@ -214,46 +184,3 @@ def test_the_comparison_can_fail(straight, tmp_path):
         f"{TRAINING}/metrics.jsonl",
         f"{TRAINING}/model/arrays",
     ]
-
-
-def differences(one, other):
-    """Names of what is not the same, bit for bit, in two workdirs; compiled programs left out."""
-    found, expected = contents(other), contents(one)
-    return sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-    )
-
-
-def contents(workdir):
-    found = {}
-    # Somebody may commit while this runs; the report shows the beginning of the commit's name.
-    commit = json.loads((workdir / "manifest.json").read_text())["git_commit"] or "no commit"
-    shown = re.compile(re.escape(commit[:12].encode()) + b"(-dirty)?")
-    for path in sorted(workdir.rglob("*")):
-        name = path.relative_to(workdir).as_posix()
-        if path.is_dir():
-            if path.name == "arrays":
-                # Orbax names its files at random and notes the time: what counts are the numbers.
-                found[name] = {key: _bits(array) for key, array in saved_arrays(path).items()}
-        elif name.startswith("xla_cache/") or path.name == "timing.json" or "/arrays/" in name:
-            continue
-        elif path.name == "COMPLETE.json":
-            found[name] = json.loads(path.read_text())["arrays"]  # the rest are Orbax's checksums
-        elif name == "manifest.json":
-            volatile = ("git_commit", "devices", "versions")
-            manifest = json.loads(path.read_text())
-            found[name] = {k: v for k, v in manifest.items() if k not in volatile}
-        elif path.suffix == ".html":
-            found[name] = shown.sub(b"commit", path.read_bytes())
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def saved_arrays(folder):
-    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)).restore(folder)
-    return {name: np.array(array) for name, array in restored.items()}
-
-
-def _bits(array):
-    return str(array.dtype), array.shape, array.tobytes()

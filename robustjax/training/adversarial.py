@@ -186,8 +186,7 @@ def train_adversarially(
     with interrupts.finishing():
         training = _Training(victim, task, config, seed, folder, companion)
         if evaluate is not None:
-            to_evaluate = config.num_rounds + 1 - training.run.done
-            training.forecast.expect("evaluate", to_evaluate)
+            training.forecast.expect("evaluate", config.num_rounds + 1 - training.run.done)
         watch = Stopwatch()
         with (
             watch.measure("seconds"),
@@ -202,8 +201,10 @@ def train_adversarially(
                 later=training.forecast.seconds,
             ) as progress,
         ):
-            # What is evaluated of the round that a checkpoint ends may not be done.
-            for number in range(training.run.done, config.num_rounds + 1):
+            # What is evaluated of the round that a checkpoint ends may not be done; within a round
+            # it is, and its weights are gone.
+            first = training.run.done + (training.run.epoch is not None)
+            for number in range(first, config.num_rounds + 1):
                 if number > training.run.done:
                     training.do_round(number)
                     note = f"accuracy {training.run.rounds[-1]['accuracy']:.3f}"

@@ -371,19 +371,24 @@ def test_every_round_is_evaluated_once_whatever_happens(run, killed_at, tmp_path
         calls.append((number, flops, jax.device_get(victim.params)))
         return {"breaks": 0.5 + number}
 
-    config = dataclasses.replace(CONFIG, num_rounds=2)
-    with killed_at(Checkpoints, "save", 2):  # round 1 is evaluated; round 2 is not saved
-        run(tmp_path, config, evaluate=evaluate)
+    with killed_at(Checkpoints, "save", 3):  # within round 1: it went on from before it
+        run(tmp_path, LONG, evaluate=evaluate)
+    with killed_at(Checkpoints, "save", 5):  # round 1 is evaluated; round 2 is not saved
+        run(tmp_path, LONG, evaluate=evaluate)
     assert [call[0] for call in calls] == [0, 1]
-    _, summary = run(tmp_path, config, evaluate=evaluate)
-    assert [call[0] for call in calls] == [0, 1, 1, 2]  # it skips itself what it did before
+    with killed_at(Checkpoints, "save", 2):  # within round 2
+        run(tmp_path, LONG, evaluate=evaluate)
+    assert [call[0] for call in calls] == [0, 1, 1]  # it skips itself what it did before
+    _, summary = run(tmp_path, LONG, evaluate=evaluate)
+    assert [call[0] for call in calls] == [0, 1, 1, 2]
     spent = [0, *(row["flops_total"] for row in summary["rounds"])]
     assert [call[1] for call in calls] == [spent[number] for number, *_ in calls]
     assert same_bits(calls[1][2], calls[2][2])
     for number in (1, 2):
         assert same_bits(load_victim(round_folder(tmp_path, number)).params, calls[1 + number][2])
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "breaks" in line]
-    assert lines == [{"step": n, "round": n, "breaks": 0.5 + n} for n in (0, 1, 2)]
+    expected = [{"step": 6 * n, "round": n, "breaks": 0.5 + n} for n in (0, 1, 2)]
+    assert lines == expected
 
 
 EMBEDDING = dataclasses.replace(

@@ -1,9 +1,10 @@
 """Runs the command line and kills itself with SIGKILL at the n-th of some moments.
 
-    python tests/study_kill.py MOMENT N SEED study --config=... --workdir=...
+    python tests/die_at.py MOMENT N SEED study --config=... --workdir=...
 
 A process killed from outside dies at moments nobody chose; these are chosen, so that each of
-them is sure to be met. Run by test_kill.py.
+them is sure to be met. Or it sends itself SIGTERM there, and goes on as a preempted process does.
+Run by test_kill.py and advtrain_kills.py.
 """
 
 import os
@@ -14,11 +15,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from robustjax.attacks.saved_search import SavedSearch
 from robustjax.cli import main
 from robustjax.evaluation import records
 from robustjax.runtime import checkpoint
 from robustjax.runtime.runlog import MetricsLog
 from robustjax.runtime.stages import Stage
+from robustjax.training import adversarial
 
 _SLOWEST_DELAY_SECONDS = 0.08  # the arrays take about 0.1 s to be written
 
@@ -26,6 +29,12 @@ _SLOWEST_DELAY_SECONDS = 0.08  # the arrays take about 0.1 s to be written
 def die() -> None:
     """Says nothing, flushes nothing, closes nothing."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def preempt(original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Does it, then is asked to end."""
+    original(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def before(original: Callable, *args: Any, **kwargs: Any) -> None:
@@ -61,11 +70,21 @@ def half_a_batch_of_records(original: Callable, path: Any, new: list) -> None:
     die()
 
 
+def save_every_iteration() -> None:
+    """A search saves its state after every iteration, not every few seconds."""
+    SavedSearch.is_due = lambda self: self.is_on  # type: ignore[method-assign]
+
+
 MOMENTS = {
     "training": (MetricsLog, "write", after),
     "training-torn": (MetricsLog, "write", half_a_metrics_line),
     "attack": (records, "append_records", after),
     "attack-torn": (records, "append_records", half_a_batch_of_records),
+    "attack-iteration": (SavedSearch, "save", after),
+    "preempted-attack": (SavedSearch, "is_due", preempt),
+    "preempted-training": (MetricsLog, "write", preempt),
+    "preempted-saving": (checkpoint._Write, "__init__", preempt),
+    "saving-model": (adversarial, "save_model", before),
     "saving-arrays": (checkpoint._Write, "_complete", during),
     "saving-marker": (checkpoint, "_fingerprints", before),
     "stage-claimed": (Stage, "start", after),
@@ -91,5 +110,6 @@ def die_at(moment: str, count: int) -> None:
 
 if __name__ == "__main__":
     random.seed(int(sys.argv[3]))
+    save_every_iteration()
     die_at(sys.argv[1], int(sys.argv[2]))
     sys.exit(main(sys.argv[4:]))
