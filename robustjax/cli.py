@@ -17,6 +17,7 @@ from absl import flags
 from robustjax.command_flags import parse, parse_config_and_workdir
 from robustjax.errors import UserError
 from robustjax.runtime import interrupts
+from robustjax.runtime.files import disk_trouble
 
 _OVERVIEW = """\
 usage: robustjax COMMAND [--flags]
@@ -74,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except interrupts.PreemptedError:
         print(f"robustjax {command}: preempted; the same command goes on", file=sys.stderr)
         return interrupts.PREEMPTED_STATUS
+    except Exception as error:
+        if trouble := disk_trouble(error):
+            print(f"robustjax {command}: {_one_line(trouble)}", file=sys.stderr)
+            return 2
+        raise
 
 
 def _study(arguments: list[str]) -> int:
@@ -211,7 +217,7 @@ def _convert(arguments: list[str]) -> int:
     return 0
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
 
 

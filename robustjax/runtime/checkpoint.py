@@ -33,7 +33,7 @@ from jaxtyping import PyTree
 
 from robustjax.errors import UserError
 from robustjax.runtime import distributed
-from robustjax.runtime.files import StrPath, is_remote, read_json, write_json
+from robustjax.runtime.files import StrPath, disk_trouble, is_remote, read_json, write_json
 
 _ARRAYS, _METADATA, _COMPLETE = "arrays", "metadata.json", "COMPLETE.json"
 _STEP_FOLDER = re.compile(r"\d{8,}")
@@ -370,15 +370,18 @@ def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _handler(**options: Any) -> ocp.PyTreeCheckpointHandler:
-    logging.getLogger("absl").addFilter(_is_worth_showing)  # once: a set by identity
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_worth_showing)  # once: a set by identity
     # OCDBT puts all arrays into a few files: for 65 small arrays about 0.14 s a save, against
     # 0.25 s with a folder for each.
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True, **options)
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
-    """Keeps Orbax's notes on its own progress out of the run's output; failures are exceptions."""
-    return "orbax" not in pathlib.PurePath(record.pathname).parts or record.levelno >= logging.ERROR
+    """Keeps Orbax's notes out of the run's output; failures are raised too, and told in a line."""
+    if record.name == "asyncio":
+        return disk_trouble(record.exc_info[1] if record.exc_info else None) is None
+    return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
 def _absolute(path: epath.Path) -> epath.Path:

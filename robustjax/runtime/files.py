@@ -1,8 +1,10 @@
 """Writing small files so that a reader never sees half of one."""
 
+import errno
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,29 @@ def check_writable(folder: StrPath, name: str = "workdir") -> None:
             f"({type(error).__name__}: {getattr(error, 'strerror', None) or error}); "
             f"choose another --{name}"
         ) from error
+
+
+_DISK_TROUBLES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EROFS: "make the disk writable again",
+    errno.EIO: "check the disk",
+}
+# tensorstore, which writes checkpoints, tells the system's error in its text alone.
+_SYSTEM_ERROR = re.compile(r"\[os_error_code='(\d+)'|\[OS error (\d+)")
+
+
+def disk_trouble(error: BaseException | None) -> str | None:
+    """What is wrong with the disk and what helps, if that is what an error comes from.
+
+    Looks at what raised it as well. Nothing that was written before is lost.
+    """
+    while error is not None:
+        found = _SYSTEM_ERROR.search(str(error))
+        code = int(found[1] or found[2]) if found else getattr(error, "errno", None)
+        if code in _DISK_TROUBLES:
+            where = getattr(error, "filename", None)
+            what = f"{os.strerror(code)}{f': {where}' if where else ''}"
+            return f"{what}; {_DISK_TROUBLES[code]}, and the same command goes on"
+        error = error.__cause__ or error.__context__
+    return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustjax.errors import UserError
+from robustjax.runtime.event_file import EventFile
 from robustjax.runtime.files import (
     StrPath,
     check_writable,
@@ -54,8 +55,7 @@ class MetricsLog:
 
     Each line reaches the operating system before `write` returns, so a killed process loses nothing
     it had logged. Never log wall-clock figures here. For watching, the numbers also go to
-    TensorBoard's event files in the folder `tensorboard/` beside it, which are an extract and may
-    lag some seconds behind.
+    TensorBoard's event files in the folder `tensorboard/` beside it.
 
     Args:
         path: the file, on a local disk (an object store cannot append).
@@ -77,12 +77,7 @@ class MetricsLog:
         self._last_line = kept[-1] if kept else {}
         self._last_step = self._last_line.get("step", -1)
         self._file = open(path, "a", encoding="utf-8", newline="\n")
-        from tensorboardX import SummaryWriter  # here: it imports jax, which records do not need
-
-        # Of the steps from there on, a viewer forgets what an earlier process has shown.
-        self._events = SummaryWriter(
-            os.fspath(Path(path).parent / "tensorboard"), purge_step=self._last_step + 1
-        )
+        self._events = EventFile(Path(path).parent / "tensorboard", max(resume_at, 0))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends a line; steps never go back, and NaN becomes null."""
@@ -91,12 +86,12 @@ class MetricsLog:
         if "step" in metrics:
             raise ValueError("metrics may not hold the key 'step'; it is the first argument")
         self._last_step = step
-        self._last_line = {"step": step} | plain(metrics)
+        values = plain(metrics)
+        self._last_line = {"step": step} | values
         self._file.write(_dump(self._last_line))
         self._file.flush()
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, step)
+        numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
+        self._events.write(step, numbers)
 
     def write_once(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends a line unless it is the last one already, from before a kill."""

@@ -1,12 +1,17 @@
 """`robustjax advtrain`: what it leaves, what it refuses, and what goes on from it."""
 
+import errno
+import itertools
+
 import pytest
 
 from robustjax import load_victim
 from robustjax.attacks.random_token import RandomToken
+from robustjax.evaluation import records
 from robustjax.evaluation.records import read_records
 from robustjax.models.checksum import folder_sha256
-from robustjax.runtime.runlog import read_metrics
+from robustjax.runtime import checkpoint
+from robustjax.runtime.runlog import MetricsLog, read_metrics
 from tests.commands.conftest import ATTACK, GCG, ROOT, TASK, contents, read
 from tests.models.folders import make_hugging_face
 
@@ -144,6 +149,35 @@ def test_a_mixture(run, trained, tmp_path):
         tmp_path / "rounds" / "002" / "attacks" / "random_token" / "attack_records.jsonl"
     )
     assert {record.attack for record in words} == {RandomToken.name} and len(words) == 2
+
+
+@pytest.mark.parametrize("owner", ["arrays", "records", "metrics"])
+def test_a_full_disk_loses_nothing(run, hardened, trained, tmp_path, monkeypatch, owner):
+    """While it saves the end of round 1, the attack of round 2, or a step."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    place, name, count = {
+        "arrays": (checkpoint, "_fingerprints", 4),  # two of models, two of checkpoints
+        "records": (records, "append_records", 3),
+        "metrics": (MetricsLog, "write", 2),
+    }[owner]
+    original, calls = getattr(place, name), itertools.count(1)
+
+    def fail(*arguments):
+        if next(calls) == count:
+            raise full
+        return original(*arguments)
+
+    given, workdir = f"--config.model.path={trained}", f"--workdir={tmp_path}"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        status, out, err = run("advtrain", NANO, *HARDENING, given, workdir)
+    assert (status, out) == (2, "") and "Traceback" not in err
+    line = "robustjax advtrain: No space left on device; make room, and the same command goes on"
+    assert err.splitlines()[-1] == line
+    status, _, err = run("advtrain", NANO, *HARDENING, given, workdir)
+    assert status == 0, err
+    for name in ("metrics.jsonl", "rounds/002/attacks/gcg/attack_records.jsonl"):
+        assert (tmp_path / name).read_bytes() == (hardened / name).read_bytes()
 
 
 def test_a_model_that_was_hardened_is_refused(refused, hardened):

@@ -1,5 +1,6 @@
 """Small files are written whole or not at all, and hold only JSON."""
 
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import pytest
 
 from robustjax.errors import UserError
 from robustjax.evaluation.strict_json import write_text_atomic
-from robustjax.runtime.files import check_writable, read_json, write_json, write_text
+from robustjax.runtime.files import check_writable, disk_trouble, read_json, write_json, write_text
 
 
 def test_json_is_sorted_indented_and_ends_in_a_newline(tmp_path):
@@ -124,3 +125,29 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path, monkeypatch, write)
     write(tmp_path / "file", "whole")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "whole"
+
+
+TENSORSTORE = (
+    'RESOURCE_EXHAUSTED: Error writing local file "/w/arrays/d/1": Failed to write 21822 bytes to '
+    "file 6: No space left on device [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room, "),
+        (OSError(errno.EROFS, "x", "/w/a"), "Read-only file system: /w/a; make the disk writable"),
+        (OSError(errno.EDQUOT, "x"), "Disk quota exceeded; make room, or have the quota raised"),
+        (ValueError(TENSORSTORE), "No space left on device; make room, and the same command goes"),
+        (ValueError("write [OS error 28: ENOSPC No space]"), "No space left on device; make room"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/w/a"), None),
+        (ValueError("28"), None),
+    ],
+)
+def test_what_is_wrong_with_the_disk(error, trouble):
+    assert (disk_trouble(error) or "none").startswith(trouble or "none")
+    for chained in ("cause", "context"):
+        outer = RuntimeError("a save failed")
+        setattr(outer, f"__{chained}__", error)
+        assert disk_trouble(outer) == disk_trouble(error)
