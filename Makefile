@@ -29,6 +29,7 @@ verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several pr
 bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line of JSON each
 	$(BIN)/python -m benchmarks.gcg_vs_nanogcg $(VENV)-nanogcg/bin/python
 	$(BIN)/python -m benchmarks.gcg_scaling
+	$(BIN)/python -m benchmarks.train_vs_torch
 	$(BIN)/python -m benchmarks.results --write
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.data_speed

@@ -110,6 +110,23 @@ def scaling_table(results: Results) -> list[str]:
     return [*lines, "", ratios, _measured_on(results, runs)]
 
 
+def training_table(results: Results) -> list[str]:
+    """A training step against torch's."""
+    lines = [
+        "| model | torch | robustjax | times as fast | memory, torch | memory, robustjax |",
+        _rule(6),
+    ]
+    for row in results["rows"]:
+        theirs, ours = row["torch"], row["ours"]
+        lines.append(
+            f"| {row['point']} | {theirs['seconds_a_step']:.2f} s | {ours['seconds_a_step']:.2f} s "
+            f"| {row['ratio']:.2f} | {theirs['peak_resident_gb']:.2f} GB "
+            f"| {ours['peak_resident_gb']:.2f} GB |"
+        )
+    runs = [run for row in results["rows"] for side in row["runs"].values() for run in side]
+    return [*lines, "", _measured_on(results, runs)]
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -130,7 +147,11 @@ def _measured_on(results: Results, runs: Sequence[dict[str, float]]) -> str:
     return f"{often} on {where}; the matmul rate was {min(rates):.0f} to {max(rates):.0f} GFLOP/s."
 
 
-TABLES = {"gcg_vs_nanogcg": comparison_table, "gcg_scaling": scaling_table}
+TABLES = {
+    "gcg_vs_nanogcg": comparison_table,
+    "gcg_scaling": scaling_table,
+    "train_vs_torch": training_table,
+}
 """What stands in the README, by the name of its results."""
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from robustjax import cli
 from robustjax.command_flags import parse_config_and_workdir
+from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.prompts import ChunkKind
@@ -18,7 +19,12 @@ from robustjax.settings import StudyConfig, build
 from tests.data.tasks.owners import builder_class
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {"study": StudyConfig, "finetune": FinetuneRunConfig, "attack": AttackRunConfig}
+SETTINGS = {
+    "study": StudyConfig,
+    "finetune": FinetuneRunConfig,
+    "advtrain": AdvtrainRunConfig,
+    "attack": AttackRunConfig,
+}
 COMMAND = re.compile(r"^ {4}(?:\.venv/bin/)?robustjax ((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
@@ -75,7 +81,9 @@ def test_each_task_has_a_card_that_is_true(name):
         assert ("noted at the first" in rows["checksum"]) == (not source.sha256)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/attack_your_model.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/attack_your_model.md", "docs/adversarial_training.md"]
+)
 def test_links_lead_somewhere(name):
     page = ROOT / name
     links = re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ def test_the_readme_has_the_table_of_the_results(name):
 
 
 def test_every_kept_figure_of_ours_is_whole():
-    comparison, scaling = (read_results(name) for name in TABLES)
+    comparison, scaling = (read_results(name) for name in ("gcg_vs_nanogcg", "gcg_scaling"))
     runs = [run for row in comparison["rows"] for run in row["runs"]["ours"]]
     runs += [run for row in scaling["rows"] for run in row["runs"]]
     assert runs

@@ -22,6 +22,7 @@ from robustjax.models.layers import (
     Numerics,
     Trunk,
     attend,
+    attend_causally,
     gather_tokens,
     rotary_frequencies,
     rotate,
@@ -148,7 +149,10 @@ class GPTNeoXBlock(nnx.Module):
         if read is not None:
             x, queries = gather_tokens(x, read), gather_tokens(queries, read)
             mlp = None if mlp is None else gather_tokens(mlp, read)
-        mixed = attend(queries, keys, values, mask, contexts, self.numerics.matmul_precision)
+        # Every output has its own token, or a few have been picked.
+        mix = attend_causally if read is None else attend
+        precision = self.numerics.matmul_precision
+        mixed = mix(queries, keys, values, mask, contexts, precision)
         attention = self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         if self.config.parallel_residual:
             out = x + attention + (self._mlp(self.mlp_norm(x)) if mlp is None else mlp)

@@ -85,13 +85,13 @@ class Linear(nnx.Module):
     def sums(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Maps the last axis; in ``accumulation_dtype``."""
         dtype, wide = self.numerics.compute_dtype, self.numerics.accumulation_dtype
-        y = jnp.einsum(
-            "...i,io->...o",
-            x,
+        # As one matrix: on a CPU the product with more axes takes up to a third longer.
+        y = jnp.dot(
+            x.reshape(-1, x.shape[-1]),
             self.kernel[...].astype(dtype),
             precision=self.numerics.matmul_precision,
             preferred_element_type=wide,
-        )
+        ).reshape(*x.shape[:-1], -1)
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias[...].astype(wide), y.shape)
         return y
@@ -314,6 +314,42 @@ class Alone(NamedTuple):
     keys: Float[Array, "B C T G K"]
     values: Float[Array, "B C T G K"]
     mlp: Float[Array, "B C T D"] | None
+
+
+_LONG_ROW = 128
+"""Tokens of a row from which on cutting its attention up saves time."""
+
+_CAUSAL_PARTS = 4
+"""Parts that causal attention is cut into; what is saved is 3/8, and 1/2 with any number."""
+
+
+def attend_causally(
+    queries: Float[Array, "B C T H K"],
+    keys: Float[Array, "B C T G K"],
+    values: Float[Array, "B C T G K"],
+    mask: Bool[Array, "B C T T"],
+    contexts: Sequence[Context],
+    precision: str,
+) -> Float[Array, "B C T H K"]:
+    """``attend`` where no token sees one after it, as ``mask`` has to say.
+
+    Long rows are cut into a few parts; each only meets the keys up to its own end.
+    """
+    width = queries.shape[2]
+    size = -(-width // _CAUSAL_PARTS) if width >= _LONG_ROW else width
+    ends = [min(start + size, width) for start in range(0, width, size)]
+    parts = [
+        attend(
+            queries[:, :, start:end],
+            keys[:, :, :end],
+            values[:, :, :end],
+            mask[:, :, start:end, :end],
+            contexts,
+            precision,
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
 
 def attend(

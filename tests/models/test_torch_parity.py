@@ -110,8 +110,8 @@ def _wrong_scale(definition, params, monkeypatch):
     def scaled(queries, *rest):
         return attend(queries * 1.01, *rest)
 
-    for module in ("robustjax.models.gpt_neox", "robustjax.models.qwen2"):
-        monkeypatch.setattr(f"{module}.attend", scaled)
+    for module in ("layers", "gpt_neox", "qwen2"):  # whole rows meet it through `layers`
+        monkeypatch.setattr(f"robustjax.models.{module}.attend", scaled)
     return definition, params
 
 

@@ -10,7 +10,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from robustjax.data.batching import pad_rows
+from robustjax.evaluation.flops import executed_flops
 from robustjax.models import transformer
+from robustjax.models.layers import Context, attend, attend_causally
 from robustjax.models.transformer import Cache, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
 
@@ -439,3 +441,26 @@ def test_narrow_compute_keeps_scores_in_float32(batch):
     got = apply(narrow, params, *batch)
     assert got.dtype == jnp.float32
     assert 0 < relative_error(got, apply(wide, params, *batch)) < 0.1
+
+
+@pytest.mark.parametrize("width", [127, 128, 200, 257])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_causal_attention_in_parts_is_attention(width, groups):
+    """Long rows only meet the keys that they see; padding on the left, and a context, too."""
+    shapes = ((2, 1, width, 4, 8), *((2, 1, width, groups, 8),) * 2, *((2, 3, groups, 8),) * 2)
+    queries, keys, values, *context = (
+        jnp.asarray(seeded(f"{place}", shape)) for place, shape in enumerate(shapes)
+    )
+    real = np.arange(width) >= np.array([[0], [40]])
+    mask = jnp.asarray(np.tril(np.ones((width, width), bool)) & real[:, None, None])
+    contexts = [Context(*context, jnp.ones((2, 3), bool))]
+    arguments = (queries, keys, values, mask, contexts, "highest")
+    seen = real[:, None]  # a token of the padding sees nothing of its own row
+    found, expected = attend_causally(*arguments), attend(*arguments)
+    np.testing.assert_allclose(found[seen], expected[seen], atol=2e-6)
+
+    def products(function):
+        return executed_flops(lambda *arrays: function(*arrays, [], "highest"), *arguments[:4])
+
+    share = products(attend_causally) / products(attend)
+    assert share == 1 if width < 128 else 0.6 < share < 0.65
