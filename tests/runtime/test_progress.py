@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from robustjax.runtime.progress import Progress, format_seconds
+from robustjax.runtime.progress import Forecast, Progress, format_seconds
 
 
 class Clock:
@@ -118,3 +118,42 @@ def test_times():
         "1:00:00",
         "10:00:00",
     ]
+
+
+def test_a_forecast_tells_what_is_not_begun():
+    clock = Clock()
+    forecast = Forecast(clock)
+    for units in (8, 64):
+        forecast.expect("attack", units)
+        forecast.expect("train", 100)
+    assert forecast.seconds() is None
+    with forecast.doing("attack", 8):
+        clock.now += 4
+    assert forecast.seconds() is None  # of training nothing is known yet
+    with forecast.doing("train", 100):
+        assert forecast.seconds() is None
+        clock.now += 50
+    assert forecast.seconds() == 64 * 0.5 + 50
+    with forecast.doing("attack", 64):
+        assert forecast.seconds() == 50  # what is being done is somebody else's to tell
+        clock.now += 8
+    assert forecast.seconds() == 50
+    with forecast.doing("train", 100):
+        assert forecast.seconds() == 0
+
+
+def test_the_part_that_is_done_tells_when_all_will_be():
+    clock, out, later = Clock(), io.StringIO(), [None]
+    options = {"stream": out, "min_interval": 0, "clock": clock}
+    with Progress(3, "job", unit="rounds", later=lambda: later[0], **options) as job:
+        with Progress(10, "part", **options) as part:
+            clock.now += 2
+            part.advance()
+            assert part.line() == "job 1/3 | part: 1/10 steps, 2 s each, 0:02, ETA 0:18"
+            later[0] = 100.0
+            assert part.line().endswith("0:02, ETA 0:18, ETA of all 1:58")
+            # Its own rate says little where parts differ.
+            job.advance()
+            assert job.line() == "job: 1/3 rounds, 2 s each, 0:02, ETA 1:40"
+            later[0] = 0.0
+            assert part.line().endswith("ETA 0:18")

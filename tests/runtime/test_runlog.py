@@ -57,6 +57,23 @@ def test_steps_do_not_go_back(tmp_path):
             log.write(6, {"step": 6})
 
 
+def test_a_line_that_is_there_is_not_written_again(tmp_path):
+    path = tmp_path / "m.jsonl"
+    _write(path, range(3))
+    line = {"round": 1, "rate": np.float32(0.5)}
+    with MetricsLog(path, resume_at=3) as log:
+        log.write_once(2, line)
+        log.write_once(2, line)
+    written = path.read_bytes()
+    with MetricsLog(path, resume_at=3) as log:  # killed right after it
+        log.write_once(2, line)
+    assert path.read_bytes() == written
+    with MetricsLog(path, resume_at=3) as log:
+        log.write_once(2, line | {"rate": 0.25})
+        log.write_once(3, line)
+    assert [one["step"] for one in read_metrics(path)] == [0, 1, 2, 2, 2, 3]
+
+
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 0}\ngarbage\n{"step": 2}\n')
