@@ -258,7 +258,7 @@ class Trainer:
                 names = ", ".join(self._data.names[i] for i in indices[real])
                 raise DivergedError(
                     f"step {number} of epoch {epoch + 1}: the {what} is not finite (examples "
-                    f"{names}); lower the learning rate"
+                    f"{names}); lower the learning rate, in another --workdir"
                 )
             losses[indices[real]] = values[real]
             terms = self._terms[indices[real]]
