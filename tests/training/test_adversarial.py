@@ -289,6 +289,9 @@ def test_preempted_it_saves_and_goes_on_where_it_was(run, long, tmp_path, monkey
     saved = Checkpoints(tmp_path / "checkpoints").latest_step() or 0
     assert saved == steps
     assert (tmp_path / "rounds/001/attacks/gcg/attack_state.npz").exists() == (n in (2, 3, 6))
+    if n in (2, 3, 4, 6):  # it was left within a batch, or after the first one
+        found = records.read_complete_records(records_path(tmp_path, 1, "gcg"))
+        assert len(found) == {2: 0, 3: 0, 4: 2, 6: 2}[n]
     assert_like(long, tmp_path, run(tmp_path, LONG))
     assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
 
