@@ -95,10 +95,6 @@ class AdvtrainRunConfig:
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
         check_names("advtrain.attacks", self.advtrain.attacks)
-        for where, attack in self.attacks.items():
-            reason = why_companion(attack, "classifier")
-            if reason and not self.companion.is_named:
-                raise UserError(f"{where}: {reason}; set companion.path to one of the family")
 
     @property
     def attacks(self) -> dict[str, Attack]:
@@ -176,8 +172,22 @@ class _Inputs(NamedTuple):
     task: Task
 
 
+def check_companion_is_named(config: AdvtrainRunConfig) -> None:
+    """Raises UserError for what is wrong with the companion by the settings alone.
+
+    Not when settings are built: a config is built before the flags that complete it are read.
+    """
+    for where, attack in config.attacks.items():
+        check_goal(attack, "classifier")
+        if (reason := why_companion(attack, "classifier")) and not config.companion.is_named:
+            raise UserError(f"config.{where}: {reason}; set config.companion.path to one's folder")
+    if config.companion.is_named and not any(a.needs_companion for a in config.attacks.values()):
+        raise UserError("config.companion is set, but no attack asks a second model; leave it out")
+
+
 def _find_inputs(config: AdvtrainRunConfig) -> _Inputs:
     config.model.check_named()
+    check_companion_is_named(config)
     require_classes(config.task)
     whole_task = load_task(config.task)
     _check_numbers(config, whole_task)
@@ -210,12 +220,8 @@ def _find_companion(
     config: AdvtrainRunConfig, given: GivenModel, num_classes: int
 ) -> GivenModel | None:
     asking = [attack for attack in config.attacks.values() if attack.needs_companion]
-    for attack in config.attacks.values():
-        check_goal(attack, "classifier")
     if not config.companion.is_named:
         return None
-    if not asking:
-        raise UserError("config.companion is set, but no attack asks a second model; leave it out")
     head = companion_head(asking[0], "classifier")
     remedy = "fine-tune it on the task first (robustjax finetune)"
     found = given_model.find(config.companion, head, num_classes, remedy, field="config.companion")

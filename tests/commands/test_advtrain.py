@@ -12,7 +12,7 @@ from robustjax.evaluation.records import read_records
 from robustjax.models.checksum import folder_sha256
 from robustjax.runtime import checkpoint
 from robustjax.runtime.runlog import MetricsLog, read_metrics
-from tests.commands.conftest import ATTACK, GCG, ROOT, TASK, contents, read
+from tests.commands.conftest import ATTACK, FINETUNE, GCG, ROOT, TASK, TRAINING, contents, read
 from tests.models.folders import make_hugging_face
 
 ADVTRAIN = f"--config={ROOT / 'configs' / 'advtrain.py'}"
@@ -149,6 +149,29 @@ def test_a_mixture(run, trained, tmp_path):
         tmp_path / "rounds" / "002" / "attacks" / "random_token" / "attack_records.jsonl"
     )
     assert {record.attack for record in words} == {RandomToken.name} and len(words) == 2
+
+
+@pytest.mark.slow
+def test_against_beast_with_a_language_model_of_the_family(run, refused, trained, tmp_path):
+    """Which, as a companion of a held-out attack as well, must be a language model."""
+    lm, training = tmp_path / "lm", "--config.objective=lm"
+    given = f"{FINETUNE}:point=nano-27k,task=word_length", *TRAINING, training
+    status, _, err = run("finetune", *given, f"--workdir={lm}")
+    assert status == 0, err
+    beast = f"{ADVTRAIN}:point=nano-27k,task=word_length,attack=beast"
+    flags = *ROUNDS, "--config.advtrain.examples_per_round=4", f"--config.model.path={trained}"
+    name = "--config.advtrain.attacks.beast.attack"
+    flags = *flags, f"{name}.beam_width=2", f"{name}.branch_factor=2"
+    line = refused("advtrain", beast, *flags, f"--config.companion.path={trained}")
+    assert f"config.companion.path: {trained} has the head 'classifier'; give a model with" in line
+    line = refused("advtrain", beast, *flags)
+    assert "config.advtrain.attacks.beast: beast samples tokens from a language model; set" in line
+    companion, workdir = f"--config.companion.path={lm}", tmp_path / "w"
+    status, _, err = run("advtrain", beast, *flags, companion, f"--workdir={workdir}")
+    assert status == 0, err
+    (row, *_) = read(workdir / "summary.json")["rounds"]
+    assert row["attacks"]["beast"]["num_attacked"] == 4
+    assert read(workdir / "stage.json")["config"]["companion"]["head"] == "lm"
 
 
 @pytest.mark.parametrize("owner", ["arrays", "records", "metrics"])
