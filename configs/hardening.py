@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import smoke
 from configs.common import is_generated, parse_arg
 
-# Seeds differ widely on word_length; more rounds bring the slow ones down.
+# Seeds differ widely on word_length; more rounds bring most of the slow ones down.
 WORD_LENGTH_ROUNDS = {"nano-230k": 8, "nano-510k": 8}
 ROUNDS = 6
 
