@@ -1,27 +1,16 @@
 """`robustjax advtrain`: adversarial training of one model, in a workdir of its own."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
-
 from robustjax.analysis.stages import UNDEFENDED
-from robustjax.attacks.search import (
-    Attack,
-    SearchConfig,
-    check_companion,
-    check_goal,
-    companion_head,
-    module_of,
-    why_companion,
-)
-from robustjax.commands import given_model
+from robustjax.attacks.search import Attack, SearchConfig, module_of
+from robustjax.commands import given_model, workdirs
+from robustjax.commands.companions import check_companion_is_named, find_companion
 from robustjax.commands.finetune import TrainedModel
 from robustjax.commands.given_model import GivenModel, ModelConfig
-from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.errors import UserError
@@ -29,7 +18,7 @@ from robustjax.evaluation.records import rate_names
 from robustjax.models import registry
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import MeshConfig, make_mesh
-from robustjax.runtime.runlog import check_writable, config_hash, read_json, write_manifest
+from robustjax.runtime.runlog import config_hash, read_json
 from robustjax.runtime.stages import Stage
 from robustjax.settings import check_edges_reach, check_names, check_seed, describe
 from robustjax.stage_work import Identity, Past, attack_into, task_leaves, without, write_summary
@@ -97,10 +86,10 @@ class AdvtrainRunConfig:
         check_names("advtrain.attacks", self.advtrain.attacks)
 
     @property
-    def attacks(self) -> dict[str, Attack]:
-        """All attacks of the run by the name of their field."""
-        training = {f"advtrain.attacks.{n}": a.attack for n, a in self.advtrain.attacks.items()}
-        return training | {f"evaluation.attacks.{n}": a for n, a in self.evaluation.attacks.items()}
+    def attacks(self) -> list[Attack]:
+        """All attacks of the run: those trained against, and those of the evaluation."""
+        training = [one.attack for one in self.advtrain.attacks.values()]
+        return [*training, *self.evaluation.attacks.values()]
 
 
 def run_advtrain_command(config: AdvtrainRunConfig, workdir: str | Path) -> Path:
@@ -120,7 +109,6 @@ def run_advtrain_command(config: AdvtrainRunConfig, workdir: str | Path) -> Path
     folder = Path(workdir)
     mesh = make_mesh(config.mesh)
     given, companion, past, identity, task = _find_inputs(config)
-    check_writable(folder)
     leaves = {
         "task": task_leaves(config.task, task),
         "model": given.leaves(config.model.numerics)
@@ -132,22 +120,22 @@ def run_advtrain_command(config: AdvtrainRunConfig, workdir: str | Path) -> Path
     }
     if companion is not None:
         leaves["companion"] = companion.leaves(config.companion.numerics)
-    stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
-    if stage.is_done():
-        _say("done already; nothing to do")
-        return folder
-    stage.start()
-    write_manifest(
+    stage = workdirs.claim(
+        "advtrain",
         folder,
-        config=describe(config),
-        config_hash=stage.config_hash,
+        leaves,
+        SCHEMA_VERSION,
+        config=config,
         seeds={"training": config.seed, "evaluation": config.evaluation.seed},
-        extra={"data": task.source, "model": leaves["model"]},
+        task=task,
     )
+    if stage is None:
+        return folder
+    workdirs.note_instruction("advtrain", given, config.task)
     second = None if companion is None else companion.load(config.companion.numerics, mesh)
     held_out = _HeldOut(config, folder, stage, identity, past, task, second)
     _, summary = train_adversarially(
-        _load(given, config, mesh),
+        given.load(config.model.numerics, mesh, remat=config.model.remat, seed=config.seed),
         task,
         config.advtrain,
         seed=config.seed,
@@ -158,7 +146,7 @@ def run_advtrain_command(config: AdvtrainRunConfig, workdir: str | Path) -> Path
     )
     summary = write_summary(folder, identity, summary)
     stage.finish()
-    _say(_result(summary, held_out))
+    workdirs.say("advtrain", held_out.result(summary["rounds"]))
     return folder
 
 
@@ -172,22 +160,9 @@ class _Inputs(NamedTuple):
     task: Task
 
 
-def check_companion_is_named(config: AdvtrainRunConfig) -> None:
-    """Raises UserError for what is wrong with the companion by the settings alone.
-
-    Not when settings are built: a config is built before the flags that complete it are read.
-    """
-    for where, attack in config.attacks.items():
-        check_goal(attack, "classifier")
-        if (reason := why_companion(attack, "classifier")) and not config.companion.is_named:
-            raise UserError(f"config.{where}: {reason}; set config.companion.path to one's folder")
-    if config.companion.is_named and not any(a.needs_companion for a in config.attacks.values()):
-        raise UserError("config.companion is set, but no attack asks a second model; leave it out")
-
-
 def _find_inputs(config: AdvtrainRunConfig) -> _Inputs:
     config.model.check_named()
-    check_companion_is_named(config)
+    check_companion_is_named(config.companion, config.attacks, "classifier")
     require_classes(config.task)
     whole_task = load_task(config.task)
     _check_numbers(config, whole_task)
@@ -208,26 +183,14 @@ def _find_inputs(config: AdvtrainRunConfig) -> _Inputs:
         },
         context,
     )
-    companion = _find_companion(config, given, whole_task.num_classes)
+    num_classes = whole_task.num_classes
+    companion = find_companion(config.companion, config.attacks, given, num_classes)
     if companion is not None:
         context = min(context, companion.definition.config.context)
     identity = Identity(given.point, given.family, whole_task.name, seed)
     task = _only_what_fits(config, whole_task, given, context)
+    _check_numbers(config, task)
     return _Inputs(given, companion, past, identity, task)
-
-
-def _find_companion(
-    config: AdvtrainRunConfig, given: GivenModel, num_classes: int
-) -> GivenModel | None:
-    asking = [attack for attack in config.attacks.values() if attack.needs_companion]
-    if not config.companion.is_named:
-        return None
-    head = companion_head(asking[0], "classifier")
-    remedy = "fine-tune it on the task first (robustjax finetune)"
-    found = given_model.find(config.companion, head, num_classes, remedy, field="config.companion")
-    for attack in asking:
-        check_companion(attack, given, found)
-    return found
 
 
 def _only_what_fits(config: AdvtrainRunConfig, task: Task, given: GivenModel, context: int) -> Task:
@@ -236,16 +199,8 @@ def _only_what_fits(config: AdvtrainRunConfig, task: Task, given: GivenModel, co
     widths = [module_of(attack).slot_width(attack) for attack in evaluated]
     room = context - max([*widths, config.advtrain.slot_width])
     positions = [*(attack.position for attack in evaluated), *config.advtrain.positions]
-    fitting = fit(task, given.tokenizer, room, config.task.too_long, positions)
-    train = named_difference(task.train, fitting.train)
-    validation = named_difference(task.validation, fitting.validation)
-    if (train, validation) != ("0", "0"):
-        _check_numbers(config, fitting)
-        _say(
-            f"dropped {train} training and {validation} validation examples of more than {room} "
-            "tokens"
-        )
-    return fitting
+    policy = config.task.too_long
+    return workdirs.only_what_fits("advtrain", task, given.tokenizer, room, policy, positions)
 
 
 def _check_numbers(config: AdvtrainRunConfig, task: Task) -> None:
@@ -260,10 +215,6 @@ def _check_numbers(config: AdvtrainRunConfig, task: Task) -> None:
             f"config.evaluation.num_examples={wanted} is more than the {there} validation "
             "examples; lower it (0 takes all), or raise config.task.num_validation"
         )
-
-
-def _load(given: GivenModel, config: AdvtrainRunConfig, mesh: Mesh) -> Victim:
-    return given.load(config.model.numerics, mesh, remat=config.model.remat, seed=config.seed)
 
 
 class _HeldOut:
@@ -342,20 +293,14 @@ class _HeldOut:
             companion=self._companion,
         )
 
-
-def _result(summary: dict[str, Any], held_out: _HeldOut) -> str:
-    rows = summary["rounds"]
-    parts = [f"clean accuracy {rows[-1]['accuracy']:.3f} after {len(rows)} rounds"]
-    for name in held_out._config.evaluation.attacks:
-        before, after = (_percent(held_out.rate(number, name)) for number in (0, len(rows)))
-        parts.append(f"{name} breaks {after} (before: {before})")
-    return "; ".join(parts)
+    def result(self, rounds: list[dict[str, Any]]) -> str:
+        """A sentence on what the rounds brought."""
+        parts = [f"clean accuracy {rounds[-1]['accuracy']:.3f} after {len(rounds)} rounds"]
+        for name in self._config.evaluation.attacks:
+            before, after = (_percent(self.rate(number, name)) for number in (0, len(rounds)))
+            parts.append(f"{name} breaks {after} (before: {before})")
+        return "; ".join(parts)
 
 
 def _percent(rate: float | None) -> str:
     return "none, for none is attacked" if rate is None else f"{100 * rate:.0f} %"
-
-
-def _say(line: str) -> None:
-    """Tells the user; stdout is kept for the path of the result."""
-    print(f"advtrain: {line}", file=sys.stderr)

@@ -1,22 +1,13 @@
 """`robustjax attack`: one attack on one victim, in a workdir of its own."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from robustjax.attacks.search import (
-    Attack,
-    SearchConfig,
-    check_companion,
-    check_goal,
-    companion_head,
-    module_of,
-    why_companion,
-)
-from robustjax.commands import given_model
+from robustjax.attacks.search import Attack, SearchConfig, module_of
+from robustjax.commands import given_model, workdirs
+from robustjax.commands.companions import check_companion_is_named, find_companion
 from robustjax.commands.given_model import GivenModel, ModelConfig
-from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
@@ -24,8 +15,6 @@ from robustjax.errors import UserError
 from robustjax.evaluation.records import rate_names
 from robustjax.models.transformer import Head
 from robustjax.runtime.mesh import MeshConfig, make_mesh
-from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
-from robustjax.runtime.stages import Stage
 from robustjax.settings import check_edges_reach, check_seed, describe
 from robustjax.stage_work import Identity, attack_into, task_leaves
 
@@ -100,7 +89,6 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     folder = Path(workdir)
     mesh = make_mesh(config.mesh)
     given, companion, task = find_inputs(config)
-    check_writable(folder)
     seed, past = given_model.read_past(given)
     identity = Identity(given.point, given.family, task.name, seed)
     leaves = {
@@ -114,25 +102,18 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     }
     if companion is not None:
         leaves["companion"] = companion.leaves(config.companion.numerics)
-    stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
-    if stage.is_done():
-        _say("done already; nothing to do")
-        return folder
-    stage.start()
-    trained_with = given_model.read_instruction(given)
-    if trained_with is not None and trained_with != config.task.instruction:
-        _say(
-            f"note: config.task.instruction={config.task.instruction!r}, but the model was trained "
-            f"with {trained_with!r}"
-        )
-    write_manifest(
+    stage = workdirs.claim(
+        "attack",
         folder,
-        config=describe(config),
-        config_hash=stage.config_hash,
+        leaves,
+        SCHEMA_VERSION,
+        config=config,
         seeds={"attack": config.seed, "training": seed},
-        extra={"data": task.source, "model": leaves["model"]}
-        | ({} if companion is None else {"companion": leaves["companion"]}),
+        task=task,
     )
+    if stage is None:
+        return folder
+    workdirs.note_instruction("attack", given, config.task)
     summary = attack_into(
         folder,
         given.load(config.model.numerics, mesh),
@@ -149,7 +130,7 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
         companion=None if companion is None else companion.load(config.companion.numerics, mesh),
     )
     stage.finish()
-    _say(_result(summary))
+    workdirs.say("attack", _result(summary))
     return folder
 
 
@@ -174,7 +155,7 @@ def find_inputs(config: AttackRunConfig) -> AttackInputs:
         UserError: one of them is missing or does not fit the others.
     """
     config.model.check_named()
-    check_companion_is_named(config)
+    check_companion_is_named(config.companion, [config.attack], config.model.head)
     if config.model.head == "classifier":
         require_classes(config.task)
     whole_task = load_task(config.task)
@@ -182,38 +163,12 @@ def find_inputs(config: AttackRunConfig) -> AttackInputs:
     remedy = "" if model.allow_fresh_head else _NO_HEAD
     given = given_model.find(model, model.head, whole_task.num_classes, remedy)
     check_edges_reach({"config.search": config.search.edges}, given.definition.config.context)
-    companion = _find_companion(config, given, whole_task.num_classes)
+    attacks = [config.attack]
+    companion = find_companion(config.companion, attacks, given, whole_task.num_classes)
     context = given.definition.config.context
     if companion is not None:
         context = min(context, companion.definition.config.context)
     return AttackInputs(given, companion, _only_what_fits(config, whole_task, given, context))
-
-
-def check_companion_is_named(config: AttackRunConfig) -> None:
-    """Raises UserError for what is wrong with the companion by the settings alone."""
-    attack, head = config.attack, config.model.head
-    check_goal(attack, head)
-    if config.companion.is_named:
-        if not attack.needs_companion:
-            raise UserError(
-                f"config.companion is set, but {attack.name} asks no second model; leave it out"
-            )
-    elif reason := why_companion(attack, head):
-        raise UserError(
-            f"config.companion.path is empty, but {reason}; give one of the victim's family"
-        )
-
-
-def _find_companion(
-    config: AttackRunConfig, given: GivenModel, num_classes: int
-) -> GivenModel | None:
-    if not config.companion.is_named:
-        return None
-    head = companion_head(config.attack, config.model.head)
-    remedy = "fine-tune it on the task first (robustjax finetune)"
-    found = given_model.find(config.companion, head, num_classes, remedy, field="config.companion")
-    check_companion(config.attack, given, found)
-    return found
 
 
 def _only_what_fits(config: AttackRunConfig, task: Task, given: GivenModel, context: int) -> Task:
@@ -232,11 +187,9 @@ def _only_what_fits(config: AttackRunConfig, task: Task, given: GivenModel, cont
     room = context - module_of(config.attack).slot_width(config.attack)
     if config.model.head == "lm":
         room -= _longest_goal(task, config.split, given.tokenizer)
-    fitting = fit(task, given.tokenizer, room, config.task.too_long, [config.attack.position])
-    left_out = named_difference(examples, fitting.split(config.split))
-    if left_out != "0":
-        _say(f"dropped {left_out} {config.split} examples of more than {room} tokens")
-    return fitting
+    positions = [config.attack.position]
+    policy = config.task.too_long
+    return workdirs.only_what_fits("attack", task, given.tokenizer, room, policy, positions)
 
 
 def _longest_goal(task: Task, split: str, tokenizer: Tokenizer) -> int:
@@ -253,8 +206,3 @@ def _result(summary: dict[str, Any]) -> str:
     low, high = (f"{100 * bound:.0f}" for bound in summary[names.interval])
     rate = f"{100 * summary[names.rate]:.0f} % ({low} to {high})"
     return f"{right}; {broken} of {attacked} attacked ones broken: {rate}"
-
-
-def _say(line: str) -> None:
-    """Tells the user; stdout is kept for the path of the result."""
-    print(f"attack: {line}", file=sys.stderr)

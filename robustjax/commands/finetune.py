@@ -1,13 +1,11 @@
 """`robustjax finetune`: clean training of one model, in a workdir of its own."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
-from robustjax.commands import given_model
+from robustjax.commands import given_model, workdirs
 from robustjax.commands.given_model import GivenModel, ModelConfig
-from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
@@ -17,8 +15,6 @@ from robustjax.models.fresh import fresh_victim, ladder_tokenizer
 from robustjax.models.transformer import Head, Remat
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
-from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
-from robustjax.runtime.stages import Stage
 from robustjax.settings import check_edges_reach, check_seed, describe
 from robustjax.stage_work import FROM_SCRATCH, Identity, finetune_into, task_leaves, without
 from robustjax.training.finetune import FinetuneConfig
@@ -157,26 +153,22 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
     whole_task.split("validation")
     start = _find_start(config, whole_task)
     check_edges_reach({"config.finetune.train": config.finetune.train.edges}, start.context)
-    task = _only_what_fits(config, whole_task, start)
-    check_writable(folder)
+    task = workdirs.only_what_fits(
+        "finetune", whole_task, start.tokenizer, start.context, config.task.too_long, positions=[]
+    )
+    _check_numbers(config, task)
     leaves = {
         "task": task_leaves(config.task, task),
         "model": start.leaves(),
         "seed": config.seed,
         "finetune": without(config.training, *OUTSIDE_RESULTS),
     }
-    stage = Stage(str(folder), config_hash(leaves, SCHEMA_VERSION), leaves)
-    if stage.is_done():
-        _say("done already; nothing to do")
-        return folder
-    stage.start()
-    write_manifest(
-        folder,
-        config=describe(config),
-        config_hash=stage.config_hash,
-        seeds={"training": config.seed},
-        extra={"data": task.source, "model": leaves["model"]},
+    seeds = {"training": config.seed}
+    stage = workdirs.claim(
+        "finetune", folder, leaves, SCHEMA_VERSION, config=config, seeds=seeds, task=task
     )
+    if stage is None:
+        return folder
     summary = finetune_into(
         folder,
         start.victim(),
@@ -186,10 +178,12 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
         started_from=start.weights,
     )
     stage.finish()
-    if config.objective == "lm":
-        _say(f"perplexity {summary['validation_perplexity']:.1f} on validation texts")
-    else:
-        _say(f"clean accuracy {summary['validation_accuracy']:.3f}")
+    workdirs.say(
+        "finetune",
+        f"perplexity {summary['validation_perplexity']:.1f} on validation texts"
+        if config.objective == "lm"
+        else f"clean accuracy {summary['validation_accuracy']:.3f}",
+    )
     return folder
 
 
@@ -201,28 +195,9 @@ def _find_start(config: FinetuneRunConfig, task: Task) -> _Start:
     return _Start(config, given, given.tokenizer, task.num_classes)
 
 
-def _only_what_fits(config: FinetuneRunConfig, task: Task, start: _Start) -> Task:
-    """The task without the examples that the context has no room for."""
-    fitting = fit(task, start.tokenizer, start.context, config.task.too_long, positions=())
-    train = named_difference(task.train, fitting.train)
-    validation = named_difference(task.validation, fitting.validation)
-    if (train, validation) != ("0", "0"):
-        _check_numbers(config, fitting)
-        _say(
-            f"dropped {train} training and {validation} validation examples of more than "
-            f"{start.context} tokens"
-        )
-    return fitting
-
-
 def _check_numbers(config: FinetuneRunConfig, task: Task) -> None:
     """What the settings ask of the data."""
     try:
         config.finetune.check(len(task.split("train")))
     except UserError as error:
         raise UserError(f"config.finetune: {error}") from error
-
-
-def _say(line: str) -> None:
-    """Tells the user; stdout is kept for the path of the result."""
-    print(f"finetune: {line}", file=sys.stderr)

@@ -13,12 +13,8 @@ from robustjax.attacks.search import (
     module_of,
     prompt_of,
 )
-from robustjax.commands.attack import (
-    AttackInputs,
-    AttackRunConfig,
-    check_companion_is_named,
-    find_inputs,
-)
+from robustjax.commands.attack import AttackInputs, AttackRunConfig, find_inputs
+from robustjax.commands.companions import check_companion_is_named
 from robustjax.commands.given_model import ModelConfig
 from robustjax.errors import UserError
 from robustjax.models import registry
@@ -115,7 +111,7 @@ def _question(config: AttackRunConfig) -> Question:
 
 def _question_of_point(config: AttackRunConfig) -> Question:
     """About a model that is known by its shape only."""
-    check_companion_is_named(config)
+    check_companion_is_named(config.companion, [config.attack], config.model.head)
     if not config.num_examples:
         raise UserError(
             "config.num_examples=0 takes all examples, which cannot be counted without "

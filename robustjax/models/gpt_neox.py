@@ -22,7 +22,6 @@ from robustjax.models.layers import (
     Numerics,
     Trunk,
     attend,
-    attend_causally,
     gather_tokens,
     rotary_frequencies,
     rotate,
@@ -149,10 +148,8 @@ class GPTNeoXBlock(nnx.Module):
         if read is not None:
             x, queries = gather_tokens(x, read), gather_tokens(queries, read)
             mlp = None if mlp is None else gather_tokens(mlp, read)
-        # Every output has its own token, or a few have been picked.
-        mix = attend_causally if read is None else attend
         precision = self.numerics.matmul_precision
-        mixed = mix(queries, keys, values, mask, contexts, precision)
+        mixed = attend(queries, keys, values, mask, contexts, precision, is_causal=read is None)
         attention = self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         if self.config.parallel_residual:
             out = x + attention + (self._mlp(self.mlp_norm(x)) if mlp is None else mlp)

@@ -85,7 +85,7 @@ class Linear(nnx.Module):
     def sums(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Maps the last axis; in ``accumulation_dtype``."""
         dtype, wide = self.numerics.compute_dtype, self.numerics.accumulation_dtype
-        # As one matrix: on a CPU the product with more axes takes up to a third longer.
+        # As one matrix: on a CPU its product is faster than one with more axes.
         y = jnp.dot(
             x.reshape(-1, x.shape[-1]),
             self.kernel[...].astype(dtype),
@@ -317,39 +317,10 @@ class Alone(NamedTuple):
 
 
 _LONG_ROW = 128
-"""Tokens of a row from which on cutting its attention up saves time."""
+"""Tokens of a row from which on its causal attention is cut up."""
 
 _CAUSAL_PARTS = 4
-"""Parts that causal attention is cut into; what is saved is 3/8, and 1/2 with any number."""
-
-
-def attend_causally(
-    queries: Float[Array, "B C T H K"],
-    keys: Float[Array, "B C T G K"],
-    values: Float[Array, "B C T G K"],
-    mask: Bool[Array, "B C T T"],
-    contexts: Sequence[Context],
-    precision: str,
-) -> Float[Array, "B C T H K"]:
-    """``attend`` where no token sees one after it, as ``mask`` has to say.
-
-    Long rows are cut into a few parts; each only meets the keys up to its own end.
-    """
-    width = queries.shape[2]
-    size = -(-width // _CAUSAL_PARTS) if width >= _LONG_ROW else width
-    ends = [min(start + size, width) for start in range(0, width, size)]
-    parts = [
-        attend(
-            queries[:, :, start:end],
-            keys[:, :, :end],
-            values[:, :, :end],
-            mask[:, :, start:end, :end],
-            contexts,
-            precision,
-        )
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+"""Parts that it is cut into; they save 3/8 of the products, any number at most 1/2."""
 
 
 def attend(
@@ -359,12 +330,54 @@ def attend(
     mask: Bool[Array, "B C R T"],
     contexts: Sequence[Context],
     precision: str,
+    *,
+    is_causal: bool,
 ) -> Float[Array, "B C R H K"]:
     """Softmax attention over contexts and a row's own tokens, jointly normalised.
 
+    Args:
+        queries: of the tokens that are read; ``H`` is a multiple of ``G`` (grouped-query
+            attention).
+        keys: of a row's own tokens.
+        values: of the same.
+        mask: which of them each query sees.
+        contexts: keys and values beside a row's own.
+        precision: of the products.
+        is_causal: every token is read (``R`` is ``T``) and sees none after it, as ``mask`` has to
+            say; then the parts of a long row only meet the keys up to their own end.
+    """
+    width = queries.shape[2]
+    parts = _CAUSAL_PARTS if is_causal and width >= _LONG_ROW else 1
+    if parts == 1:
+        return _attend(queries, keys, values, mask, contexts, precision)
+    size = -(-width // parts)
+    ends = [min(start + size, width) for start in range(0, width, size)]
+    mixed = [
+        _attend(
+            queries[:, :, start:end],
+            keys[:, :, :end],
+            values[:, :, :end],
+            mask[:, :, start:end, :end],
+            contexts,
+            precision,
+        )
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(mixed, axis=2)
+
+
+def _attend(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    mask: Array,
+    contexts: Sequence[Context],
+    precision: str,
+) -> Array:
+    """``attend`` in one piece.
+
     Scores are taken block by block and normalised by one maximum and one sum, so the contexts are
-    neither concatenated with the row's own keys nor repeated for each row. ``H`` is a multiple of
-    ``G`` (grouped-query attention).
+    neither concatenated with the row's own keys nor repeated for each row.
 
     Each block keeps the layout in which its product leaves it (``B G C R M P`` for a shared
     context, whose rows are one large product, ``B C G R M T`` for a row's own tokens): only what

@@ -25,7 +25,6 @@ from robustjax.models.layers import (
     RMSNorm,
     Trunk,
     attend,
-    attend_causally,
     gather_tokens,
     rotary_frequencies,
     rotate,
@@ -171,10 +170,8 @@ class Qwen2Block(nnx.Module):
             queries, keys, values, _ = alone
             if read is not None:
                 x, queries = gather_tokens(x, read), gather_tokens(queries, read)
-        # Every output has its own token, or a few have been picked.
-        mix = attend_causally if read is None else attend
         precision = self.numerics.matmul_precision
-        mixed = mix(queries, keys, values, mask, contexts, precision)
+        mixed = attend(queries, keys, values, mask, contexts, precision, is_causal=read is None)
         x = x + self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         return x + self._mlp(self.mlp_norm(x)), (keys, values)
 

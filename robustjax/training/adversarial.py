@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from robustjax.attacks import search
-from robustjax.attacks.search import SearchConfig
+from robustjax.attacks.search import Attack, SearchConfig
 from robustjax.data.prompts import Task
 from robustjax.errors import UserError
+from robustjax.evaluation import flops
 from robustjax.evaluation.evaluate import accuracy
 from robustjax.evaluation.records import AttackRecord
 from robustjax.models.model_folder import save_model
@@ -96,8 +97,16 @@ class AdversarialConfig:
                 one.of_round(1, self.num_rounds)  # its rules are checked before anything runs
             except UserError as error:
                 raise UserError(f"attacks.{name}: {error}") from error
-        if self.attacks:
-            rounds.shares_of(self.attacks, self.examples_per_round)
+        _ = self.shares  # its rules too
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """How many of a round's examples each attack gets."""
+        return rounds.shares_of(self.attacks, self.examples_per_round) if self.attacks else {}
+
+    def attacks_of(self, number: int) -> dict[str, Attack]:
+        """The attacks of a round (from 1), with its iterations."""
+        return {name: one.of_round(number, self.num_rounds) for name, one in self.attacks.items()}
 
     @property
     def label(self) -> str:
@@ -183,43 +192,38 @@ def train_adversarially(
     """
     check_head(victim, "classifier")
     config.check(len(task.split("train")))
-    with interrupts.finishing():
-        training = _Training(victim, task, config, seed, folder, companion)
-        if evaluate is not None:
-            training.forecast.expect("evaluate", config.num_rounds + 1 - training.run.done)
-        watch = Stopwatch()
-        with (
-            watch.measure("seconds"),
-            naming_last_good(training.checkpoints),
-            training.checkpoints,
-            training.log,
-            Progress(
-                config.num_rounds,
-                label,
-                unit="rounds",
-                done=training.run.done,
-                later=training.forecast.seconds,
-            ) as progress,
-        ):
-            # What is evaluated of the round that a checkpoint ends may not be done; within a round
-            # it is, and its weights are gone.
-            first = training.run.done + (training.run.epoch is not None)
-            for number in range(first, config.num_rounds + 1):
-                if number > training.run.done:
-                    training.do_round(number)
-                    note = f"accuracy {training.run.rounds[-1]['accuracy']:.3f}"
-                    progress.advance(note=note)
-                if evaluate is not None:
-                    training.evaluate(evaluate, number)
-                if interrupts.is_preempted():
-                    interrupts.stop()
-        watch.write(folder)
+    watch = Stopwatch()
+    training = _Training(victim, task, config, seed, folder, companion)
+    run, forecast = training.run, training.forecast
+    if evaluate is not None:
+        forecast.expect("evaluate", config.num_rounds + 1 - run.done)
+    with (
+        watch.measure("seconds"),
+        interrupts.finishing(),
+        naming_last_good(training.checkpoints),
+        training.checkpoints,
+        training.log,
+        Progress(
+            config.num_rounds, label, unit="rounds", done=run.done, later=forecast.seconds
+        ) as progress,
+    ):
+        # What is evaluated of the round that a checkpoint ends may not be done; within a round it
+        # is, and its weights are gone.
+        for number in range(run.done + (run.epoch is not None), config.num_rounds + 1):
+            if number > run.done:
+                training.do_round(number)
+                progress.advance(note=f"accuracy {run.rounds[-1]['accuracy']:.3f}")
+            if evaluate is not None:
+                training.evaluate(evaluate, number)
+            if interrupts.is_preempted():
+                interrupts.stop()
+    watch.write(folder)
     summary = {
         "kind": "advtrain",
         "num_params": victim.num_params,
         "trained_on": config.label,
         "num_rounds": config.num_rounds,
-        "rounds": training.run.rounds,
+        "rounds": run.rounds,
     }
     return training.current, summary
 
@@ -272,18 +276,18 @@ class _Training:
 
     def _attack_units(self, number: int) -> int:
         """Example-iterations of a round."""
-        config = self._config
-        if not config.attacks:
-            return 0
-        counts = rounds.shares_of(config.attacks, config.examples_per_round)
-        of_round = {n: a.of_round(number, config.num_rounds) for n, a in config.attacks.items()}
-        return sum(counts[name] * attack.num_iterations for name, attack in of_round.items())
+        counts, attacks = self._config.shares, self._config.attacks_of(number)
+        return sum(counts[name] * attack.num_iterations for name, attack in attacks.items())
+
+    @property
+    def _flops_before(self) -> int:
+        """Algorithmic FLOPs of the rounds that are done."""
+        return self.run.rounds[-1]["flops_total"] if self.run.rounds else 0
 
     def evaluate(self, evaluate: Evaluate, number: int) -> None:
         """Evaluates the victim after a round, or before the first one, and logs it."""
-        spent = self.run.rounds[-1]["flops_total"] if self.run.rounds else 0
         with self.forecast.doing("evaluate", 1):
-            figures = evaluate(number, self.current, spent)
+            figures = evaluate(number, self.current, self._flops_before)
         # A run that was killed right after this line finds it there.
         self.log.write_once(self.run.number, {"round": number, **figures})
 
@@ -314,7 +318,6 @@ class _Training:
         """Attacks, and enters what was found into the pool."""
         run, config = self.run, self._config
         if config.attacks:
-            attacks = {n: a.of_round(number, config.num_rounds) for n, a in config.attacks.items()}
             with self.forecast.doing("attack", self._attack_units(number)):
                 self._found = rounds.attack_round(
                     self._folder,
@@ -322,8 +325,8 @@ class _Training:
                     self.current,
                     self._clean,
                     self._task.chunk_kinds,
-                    attacks,
-                    rounds.shares_of(config.attacks, config.examples_per_round),
+                    config.attacks_of(number),
+                    config.shares,
                     seed=self._seed,
                     search=config.search,
                     companion=self._companion,
@@ -343,8 +346,13 @@ class _Training:
         if config.embedding is None:
             return rounds.from_pool(self._victim, clean, self._clean_rows, self._pool, sample)
         return rounds.with_free_embeddings(
-            *(self._victim, clean, self._clean_rows, self._task.chunk_kinds),
-            *(config.embedding, sample, config.pool.max_adversarial_share),
+            self._victim,
+            clean,
+            self._clean_rows,
+            self._task.chunk_kinds,
+            config.embedding,
+            sample,
+            config.pool.max_adversarial_share,
             seed=self._seed,
             number=number,
         )
@@ -358,32 +366,25 @@ class _Training:
             len(row) for row, is_free in zip(rows, data.is_adversarial, strict=True) if is_free
         )
         passes = self._config.train.epochs * self._config.embedding.num_steps
-        return passes * loop.flops.training_flops(self._victim.num_params, tokens)
+        return passes * flops.training_flops(self._victim.num_params, tokens)
 
     def _train(self, trainer: Trainer, number: int, attack_flops: int) -> None:
         """Trains on a round's set from where it was left; the losses of the last pass stay."""
         run, config = self.run, self._config.train
         per_epoch, epochs = trainer.steps_per_epoch, config.epochs
         learning_rate = learning_rate_schedule(config.optimizer, per_epoch * epochs)
-        before = run.rounds[-1]["flops_total"] if run.rounds else 0
         assert run.epoch is not None
         first_epoch = run.epoch
         done = first_epoch * per_epoch + run.step
         with Progress(per_epoch * epochs, f"round {number} train", done=done) as progress:
 
-            def rate(index: int, epoch: int) -> float:
-                return learning_rate(epoch * per_epoch + index)
+            def rate(base: int, index: int) -> float:
+                return learning_rate(base + index)
 
-            def on_step(seen: Stepped, epoch: int) -> None:
-                spent = epoch * trainer.algorithmic_flops() + trainer.flops_of(seen)
-                line = {
-                    "round": number,
-                    "loss": seen.loss,
-                    "learning_rate": rate(seen.number - 1, epoch),
-                    "gradient_norm": seen.gradient_norm,
-                    "flops": before + attack_flops + spent,
-                }
-                self.log.write(run.updates + seen.number, line)
+            def on_step(epoch: int, seen: Stepped) -> None:
+                spent = attack_flops + epoch * trainer.algorithmic_flops()
+                figures = seen.figures(self._flops_before + spent)
+                self.log.write(run.updates + seen.number, {"round": number} | figures)
                 progress.advance(note=f"loss {seen.loss:.3f}")
 
             def save(count: int, state: TrainState, losses: np.ndarray) -> None:
@@ -395,8 +396,8 @@ class _Training:
                     self._step,
                     self._state,
                     number * epochs + epoch,  # batches of different rounds are shuffled differently
-                    functools.partial(on_step, epoch=epoch),
-                    functools.partial(rate, epoch=epoch),
+                    functools.partial(on_step, epoch),
+                    functools.partial(rate, epoch * per_epoch),
                     save,
                     first=run.step,
                     losses=run.seen if run.step else None,
@@ -418,11 +419,10 @@ class _Training:
         """What a round was, and its algorithmic FLOPs and those of all rounds up to it."""
         run, config = self.run, self._config
         assert run.seen is not None
+        attacks = config.attacks_of(number)
         found = {
             name: {
-                "attack_iterations": config.attacks[name]
-                .of_round(number, config.num_rounds)
-                .num_iterations,
+                "attack_iterations": attacks[name].num_iterations,
                 "num_attacked": sum(record.attacked_text is not None for record in records),
                 "attack_successes": sum(record.success for record in records),
                 "num_failures": sum(record.failure is not None for record in records),
@@ -432,7 +432,6 @@ class _Training:
         if config.embedding is not None:
             moved = {"attack_iterations": config.embedding.num_steps}
             found = {config.embedding.name: moved}
-        before = run.rounds[-1]["flops_total"] if run.rounds else 0
         flops_train = config.train.epochs * trainer.algorithmic_flops()
 
         def total(name: str) -> int:
@@ -451,5 +450,5 @@ class _Training:
             "train_loss": float(run.seen.mean()),
             "flops_attack": attack_flops,
             "flops_train": flops_train,
-            "flops_total": before + attack_flops + flops_train,
+            "flops_total": self._flops_before + attack_flops + flops_train,
         }

@@ -98,9 +98,10 @@ def free_rows(
     attack: EmbeddingAttack,
     victim: Victim,
     examples: Sequence[Example],
+    rows: Sequence[Sequence[int]],
     chunk_kinds: tuple[ChunkKind, ...],
     seed: int,
-) -> list[tuple[list[int], range]]:
+) -> list[tuple[Sequence[int], range]]:
     """Token rows of examples and which of their tokens are free.
 
     An example in which no slot stands cleanly stays as it is, with nothing free.
@@ -109,34 +110,37 @@ def free_rows(
         attack: settings.
         victim: what reads the rows.
         examples: any; ids must differ.
+        rows: the tokens of their texts.
         chunk_kinds: the task's chunk kinds.
         seed: keys the tokens of slots, together with an example's id.
     """
     if attack.target == "content":
-        return [_content_row(victim, example, chunk_kinds) for example in examples]
+        return list(zip(rows, _contents(victim, examples, chunk_kinds), strict=True))
     starts = GCG(num_tokens=attack.num_tokens, position=attack.position, random_start=True)
     prompts, _ = prepare(victim, examples, chunk_kinds, starts, seed)
     with_slot = {prompt.example.example_id: prompt for prompt in prompts}
-    rows = []
-    for example in examples:
+
+    def row_of(example: Example, clean: Sequence[int]) -> tuple[Sequence[int], range]:
         if (prompt := with_slot.get(example.example_id)) is None:
-            (ids,) = victim.tokenizer.encode([example.text])
-            rows.append((ids, range(0)))
-            continue
+            return clean, range(0)
         before, after = prompt.surrounding.before_ids, prompt.surrounding.after_ids
         start = len(before)
-        rows.append(([*before, *prompt.slot, *after], range(start, start + len(prompt.slot))))
-    return rows
+        return [*before, *prompt.slot, *after], range(start, start + len(prompt.slot))
+
+    return [row_of(*pair) for pair in zip(examples, rows, strict=True)]
 
 
-def _content_row(
-    victim: Victim, example: Example, chunk_kinds: tuple[ChunkKind, ...]
-) -> tuple[list[int], range]:
-    """A clean row, free where its tokens stand for nothing but the modifiable chunk."""
+def _contents(
+    victim: Victim, examples: Sequence[Example], chunk_kinds: tuple[ChunkKind, ...]
+) -> list[range]:
+    """The tokens of each example that stand for nothing but the modifiable chunk."""
     index = modifiable_index(chunk_kinds)
-    start = sum(map(len, example.chunks[:index]))
-    stop = start + len(example.chunks[index])
-    (ids,) = victim.tokenizer.encode([example.text])
-    (spans,) = victim.tokenizer.character_spans([example.text])
-    inside = [i for i, (first, last) in enumerate(spans) if start <= first and last <= stop]
-    return ids, range(inside[0], inside[-1] + 1) if inside else range(0)
+    spans = victim.tokenizer.character_spans([example.text for example in examples])
+
+    def inside(example: Example, of_tokens: Sequence[tuple[int, int]]) -> range:
+        start = sum(map(len, example.chunks[:index]))
+        stop = start + len(example.chunks[index])
+        found = [i for i, (a, b) in enumerate(of_tokens) if start <= a and b <= stop]
+        return range(found[0], found[-1] + 1) if found else range(0)
+
+    return [inside(*pair) for pair in zip(examples, spans, strict=True)]

@@ -6,6 +6,7 @@ alone, and what was logged after the last checkpoint is logged again.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from robustjax.training.loop import (
 )
 from robustjax.training.objective import ObjectiveName, check_head
 from robustjax.training.optimizer import learning_rate_schedule
+from robustjax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,41 +139,34 @@ def finetune(
         MetricsLog(folder / "metrics.jsonl", resume_at=done + 1) as log,
         Progress(per_epoch * epochs, label, done=done) as progress,
     ):
+
+        def rate(base: int, index: int) -> float:
+            return learning_rate(base + index)
+
+        def on_step(epoch: int, seen: Stepped) -> None:
+            flops_before = epoch * trainer.algorithmic_flops()
+            log.write(epoch * per_epoch + seen.number, seen.figures(flops_before))
+            progress.advance(note=f"loss {seen.loss:.3f}")
+
+        def save(epoch: int, number: int, state: TrainState, losses: Any = None) -> None:
+            checkpoints.save(epoch * per_epoch + number, state, {})
+
         for epoch in range(done // per_epoch, epochs):
             base = epoch * per_epoch
-
-            def rate(index: int, base: int = base) -> float:
-                return learning_rate(base + index)
-
-            def on_step(seen: Stepped, base: int = base, epoch: int = epoch) -> None:
-                step = base + seen.number
-                line = {
-                    "loss": seen.loss,
-                    "learning_rate": learning_rate(step - 1),
-                    "gradient_norm": seen.gradient_norm,
-                    "flops": epoch * trainer.algorithmic_flops() + trainer.flops_of(seen),
-                }
-                log.write(step, line)
-                progress.advance(note=f"loss {seen.loss:.3f}")
-
-            def save(number: int, state: Any, losses: Any, base: int = base) -> None:
-                del losses  # nothing depends on them
-                checkpoints.save(base + number, state, {})
-
             state, _ = trainer.run_epoch(
                 step,
                 state,
                 epoch,
-                on_step,
-                rate,
-                save,
-                first=done - base if base <= done else 0,
+                functools.partial(on_step, epoch),
+                functools.partial(rate, base),
+                functools.partial(save, epoch),
+                first=max(done - base, 0),
                 save_every=config.checkpoint_every,
             )
             trained = victim.with_params(state.params)
             reached = quality.measure(trained, task.split("validation"))
             log.write(base + per_epoch, {"epoch": epoch + 1, quality.name: reached})
-            checkpoints.save(base + per_epoch, state, {})
+            save(epoch, per_epoch, state)
             if interrupts.is_preempted():
                 interrupts.stop()
     trained = victim.with_params(state.params)

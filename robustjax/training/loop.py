@@ -141,14 +141,22 @@ class Stepped(NamedTuple):
     Attributes:
         number: of the step within its epoch, from 1.
         loss: mean over texts or, of a language model, tokens; in nats.
+        learning_rate: of the step.
         gradient_norm: Euclidean norm of the gradient over all weights.
-        num_tokens: real tokens of all steps of the epoch so far.
+        flops: of all steps of the epoch so far, by the paper's convention.
     """
 
     number: int
     loss: float
+    learning_rate: float
     gradient_norm: float
-    num_tokens: int
+    flops: int
+
+    def figures(self, flops_before: int) -> dict[str, float]:
+        """What stands in a metrics log; FLOPs are counted from the beginning of the run."""
+        values = self._asdict() | {"flops": flops_before + self.flops}
+        del values["number"]
+        return values
 
 
 @runtime_checkable
@@ -263,7 +271,9 @@ class Trainer:
             losses[indices[real]] = values[real]
             terms = self._terms[indices[real]]
             loss = float((values[real] * terms).sum() / max(terms.sum(), np.float32(1)))
-            log(Stepped(number, loss, norm, tokens[number - 1]))
+            rate = learning_rate(number - 1)
+            spent = flops.training_flops(self._victim.num_params, tokens[number - 1])
+            log(Stepped(number, loss, rate, norm, spent))
 
         padded = padded_batches(self._data.rows, self._data.pad_id, batches)
         interval = save_every or len(batches)
@@ -288,10 +298,6 @@ class Trainer:
     def algorithmic_flops(self) -> int:
         """FLOPs of one epoch by the paper's convention."""
         return flops.training_flops(self._victim.num_params, self._data.num_tokens)
-
-    def flops_of(self, seen: Stepped) -> int:
-        """FLOPs of an epoch up to a step, by the paper's convention."""
-        return flops.training_flops(self._victim.num_params, seen.num_tokens)
 
     def executed_flops(self) -> int:
         """FLOPs of one epoch's dot products, padding and all."""

@@ -231,7 +231,8 @@ def with_free_embeddings(
     rows, free = [clean_rows.rows[i] for i in indices], [range(0)] * len(indices)
     # Slots differ from round to round.
     slots_seed = int(rng.integers(2**32))
-    moved = free_rows(attack, victim, [clean[indices[i]] for i in chosen], chunk_kinds, slots_seed)
+    examples, texts = [clean[indices[i]] for i in chosen], [rows[i] for i in chosen]
+    moved = free_rows(attack, victim, examples, texts, chunk_kinds, slots_seed)
     for place, (row, where) in zip(chosen, moved, strict=True):
         rows[place], free[place] = row, where
     is_free = np.array([len(where) > 0 for where in free], bool)

@@ -165,7 +165,7 @@ def test_against_beast_with_a_language_model_of_the_family(run, refused, trained
     line = refused("advtrain", beast, *flags, f"--config.companion.path={trained}")
     assert f"config.companion.path: {trained} has the head 'classifier'; give a model with" in line
     line = refused("advtrain", beast, *flags)
-    assert "config.advtrain.attacks.beast: beast samples tokens from a language model; set" in line
+    assert "config.companion.path is empty, but beast samples tokens from a language model" in line
     companion, workdir = f"--config.companion.path={lm}", tmp_path / "w"
     status, _, err = run("advtrain", beast, *flags, companion, f"--workdir={workdir}")
     assert status == 0, err
@@ -235,7 +235,7 @@ def test_a_workdir_of_another_config_is_refused(refused, hardened, trained):
             "schedule: start=1, end=2 and rate=1.0 are all given; leave one of them out",
         ),
         (["--config.seed=-1"], "config: seed: -1 is no seed"),
-        (["--config.companion.path=x"], "config.companion is set, but no attack asks a second"),
+        (["--config.companion.path=x"], "config.companion is set, but gcg asks no second model"),
     ],
     ids=lambda value: value[-1].split("/")[-1] if isinstance(value, list) else "",
 )

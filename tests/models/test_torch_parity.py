@@ -107,11 +107,11 @@ def _gelu_for_silu(definition, params, monkeypatch):
 def _wrong_scale(definition, params, monkeypatch):
     attend = layers.attend
 
-    def scaled(queries, *rest):
-        return attend(queries * 1.01, *rest)
+    def scaled(queries, *rest, **options):
+        return attend(queries * 1.01, *rest, **options)
 
-    for module in ("layers", "gpt_neox", "qwen2"):  # whole rows meet it through `layers`
-        monkeypatch.setattr(f"robustjax.models.{module}.attend", scaled)
+    for module in ("robustjax.models.gpt_neox", "robustjax.models.qwen2"):
+        monkeypatch.setattr(f"{module}.attend", scaled)
     return definition, params
 
 

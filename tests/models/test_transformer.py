@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from robustjax.data.batching import pad_rows
 from robustjax.evaluation.flops import executed_flops
 from robustjax.models import transformer
-from robustjax.models.layers import Context, attend, attend_causally
+from robustjax.models.layers import Context, attend
 from robustjax.models.transformer import Cache, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
 
@@ -456,11 +456,14 @@ def test_causal_attention_in_parts_is_attention(width, groups):
     contexts = [Context(*context, jnp.ones((2, 3), bool))]
     arguments = (queries, keys, values, mask, contexts, "highest")
     seen = real[:, None]  # a token of the padding sees nothing of its own row
-    found, expected = attend_causally(*arguments), attend(*arguments)
+    found, expected = (attend(*arguments, is_causal=is_causal) for is_causal in (True, False))
     np.testing.assert_allclose(found[seen], expected[seen], atol=2e-6)
 
-    def products(function):
-        return executed_flops(lambda *arrays: function(*arrays, [], "highest"), *arguments[:4])
+    def products(is_causal):
+        def run(*arrays):
+            return attend(*arrays, [], "highest", is_causal=is_causal)
 
-    share = products(attend_causally) / products(attend)
+        return executed_flops(run, *arguments[:4])
+
+    share = products(True) / products(False)
     assert share == 1 if width < 128 else 0.6 < share < 0.65

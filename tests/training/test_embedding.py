@@ -102,6 +102,11 @@ def example(number, content, kind=" of it"):
     return Example(number, "Read this.", (content, kind), "\n\nAnswer:", 0, 1, " yes", " no")
 
 
+def rows_of(attack, victim, examples, seed):
+    rows = victim.tokenizer.encode([one.text for one in examples])
+    return free_rows(attack, victim, examples, rows, KINDS, seed)
+
+
 KINDS = (ChunkKind.IMMUTABLE, ChunkKind.PERTURBABLE, ChunkKind.IMMUTABLE, ChunkKind.IMMUTABLE)
 
 
@@ -110,7 +115,7 @@ def test_a_slot_of_random_tokens_is_free(victim, position):
     attack = EmbeddingAttack(num_tokens=4, position=position)
     examples = [example(i, f" some words of text {i}") for i in range(3)]
     decode = victim.tokenizer.decode
-    rows = free_rows(attack, victim, examples, KINDS, seed=1)
+    rows = rows_of(attack, victim, examples, seed=1)
     for (ids, free), one in zip(rows, examples, strict=True):
         assert len(free) == 4
         before, slot, after = decode(
@@ -121,16 +126,16 @@ def test_a_slot_of_random_tokens_is_free(victim, position):
         cut = len("Read this.") + int(position * len(one.content[0]))
         assert len(before) == cut
     slots = [tuple(ids[free.start : free.stop]) for ids, free in rows]
-    other = free_rows(attack, victim, examples, KINDS, seed=2)
+    other = rows_of(attack, victim, examples, seed=2)
     assert len({*slots, *(tuple(ids[free.start : free.stop]) for ids, free in other)}) == 6
-    assert free_rows(attack, victim, examples, KINDS, seed=1) == rows
+    assert rows_of(attack, victim, examples, seed=1) == rows
 
 
 def test_the_content_itself_is_free_for_it(victim):
     attack = EmbeddingAttack(target="content")
     assert attack.added_tokens == 0 and EmbeddingAttack().added_tokens == 10
     one = example(0, " some words and more")
-    ((ids, free),) = free_rows(attack, victim, [one], KINDS, seed=0)
+    ((ids, free),) = rows_of(attack, victim, [one], seed=0)
     assert victim.tokenizer.encode([one.text]) == [ids]
     (text,) = victim.tokenizer.decode([ids[free.start : free.stop]])
     assert text and text in one.content[0]
@@ -140,7 +145,7 @@ def test_the_content_itself_is_free_for_it(victim):
 
 def test_an_example_without_room_for_a_slot_stays_as_it_is(victim):
     one = example(0, " word" * 120)
-    ((ids, free),) = free_rows(EmbeddingAttack(), victim, [one], KINDS, seed=0)
+    ((ids, free),) = rows_of(EmbeddingAttack(), victim, [one], seed=0)
     assert victim.tokenizer.encode([one.text]) == [ids] and not free
 
 

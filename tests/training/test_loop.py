@@ -179,16 +179,23 @@ def test_an_epoch_ends_with_the_losses_it_was_entered_with(trainer):
     np.testing.assert_array_equal(rest, whole)
 
 
-def test_tokens_are_counted_up_to_each_step(trainer):
+def test_compute_is_counted_up_to_each_step(trainer):
     log = Log()
     run_epoch(trainer, tell_labels, fresh(), 1, log)
     batches = [batch.indices[batch.indices != FILLER] for batch in trainer._batches(1)]
-    expected = np.cumsum([np.array(LENGTHS)[rows].sum() for rows in batches])
-    assert [seen.num_tokens for seen in log.seen] == expected.tolist()
-    assert trainer.flops_of(log.seen[-1]) == trainer.algorithmic_flops()
+    tokens = np.cumsum([np.array(LENGTHS)[rows].sum() for rows in batches])
+    expected = (6 * trainer._victim.num_params * tokens).tolist()
+    assert [seen.flops for seen in log.seen] == expected
+    assert expected[-1] == trainer.algorithmic_flops()
     resumed = Log()
     run_epoch(trainer, tell_labels, fresh(), 1, resumed, first=2)
-    assert [seen.num_tokens for seen in resumed.seen] == expected[2:].tolist()
+    assert [seen.flops for seen in resumed.seen] == expected[2:]
+    assert log.seen[0].figures(7) == {
+        "loss": log.seen[0].loss,
+        "learning_rate": 1e-2,
+        "gradient_norm": 1.0,
+        "flops": 7 + expected[0],
+    }
 
 
 def diverging(bad_loss=None, bad_norm=None):
