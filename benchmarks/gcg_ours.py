@@ -24,11 +24,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.gcg_case import Case
 from benchmarks.memory import peak_resident_gb
+from benchmarks.yardstick import jax_product, matmul_rate
 from robustjax.attacks.frame import BatchRun, PlannedBatch, Seen
 from robustjax.attacks.gcg import GCG
 from robustjax.attacks.search import Attack, SearchConfig, plan, prepare, run_batches
@@ -47,7 +47,7 @@ def main() -> None:
     numbers = {"batch": 1, "steps": 8, "candidates": 128, "tokens": 10}
     numbers |= {name: int(value) for name, value in given.items()}
     batch, steps = numbers["batch"], numbers["steps"]
-    rate_before = matmul_rate()
+    rate_before = matmul_rate(jax_product())
     case = Case.read(folder)
     victim = load_victim(folder, head="classifier" if is_classifier else "lm")
     examples = [
@@ -78,7 +78,7 @@ def main() -> None:
     blocks = sum(leaf.size for leaf in jax.tree.leaves(victim.params["blocks"]))
     useful = attack.num_candidates * tail * 2 * blocks
     executed = later_iteration_flops(attack, planned, run, outcome.seen)
-    rate = max(rate_before, matmul_rate())
+    rate = max(rate_before, matmul_rate(jax_product()))
     figures = {
         "milliseconds": round(1000 * seconds, 1),
         "compile_seconds": round(first - seconds * batch, 1),
@@ -103,19 +103,6 @@ def later_iteration_flops(
     """
     later: Seen = jax.tree.map(lambda of_iterations: of_iterations[1:], seen)
     return ExecutedCost(attack)(planned, run, later)[0] / len(later.loss)
-
-
-def matmul_rate() -> float:
-    """FLOPs a second of a 4096 x 4096 float32 product."""
-    matrix = jnp.ones((4096, 4096), jnp.float32)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
-    jax.block_until_ready(product(matrix, matrix))
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        jax.block_until_ready(product(matrix, matrix))
-        times.append(time.perf_counter() - started)
-    return 2 * 4096**3 / float(np.median(times))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gcg_case import bench_tokenizer, write_case
-from benchmarks.in_turn import Figures, measure_in_turn, median_ratio, medians, run
+from benchmarks.in_turn import Figures, compared, measure_in_turn, run
 from benchmarks.results import Results, as_results, comparison_table, write_results
 
+SIDES = ("nanogcg", "ours", "ours_classifier")
 NAME = "gcg_vs_nanogcg"
 POINTS = ("pythia-14m", "pythia-70m", "pythia-160m")
 PREFIX = 200
@@ -69,18 +70,7 @@ def measure(
                 f"{point} ours_classifier": functools.partial(run, *us, "--classifier"),
             }
         runs = measure_in_turn(cases, rounds)
-    return as_results([compared(point, runs) for point in points], rounds)
-
-
-def compared(point: str, runs: dict[str, list[Figures]]) -> dict:
-    """The row of a scaling point."""
-    sides = {side: runs[f"{point} {side}"] for side in ("nanogcg", "ours", "ours_classifier")}
-    return {
-        "point": point,
-        "ratio": median_ratio(sides["nanogcg"], sides["ours"], "milliseconds"),
-        **{side: medians(found) for side, found in sides.items()},
-        "runs": sides,
-    }
+    return as_results([compared(point, runs, SIDES, "milliseconds") for point in points], rounds)
 
 
 if __name__ == "__main__":

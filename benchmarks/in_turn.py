@@ -9,6 +9,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,3 +51,20 @@ def median_ratio(above: Sequence[Figures], below: Sequence[Figures], name: str) 
     """Of a figure in two cases: the ratio within each round, and of these the median."""
     ratios = [a[name] / b[name] for a, b in zip(above, below, strict=True)]
     return round(statistics.median(ratios), 2)
+
+
+def compared(
+    point: str, runs: Mapping[str, Sequence[Figures]], sides: Sequence[str], name: str
+) -> dict[str, Any]:
+    """The row of a scaling point whose cases are called by point and side.
+
+    Args:
+        point: the scaling point.
+        runs: what `measure_in_turn` found.
+        sides: theirs and ours, then what stands beside them.
+        name: the figure of which the ratio, theirs by ours, is taken.
+    """
+    found = {side: runs[f"{point} {side}"] for side in sides}
+    theirs, ours, *_ = found.values()
+    medians_of = {side: medians(some) for side, some in found.items()}
+    return {"point": point, "ratio": median_ratio(theirs, ours, name), **medians_of, "runs": found}

@@ -10,12 +10,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.memory import peak_resident_gb
+from benchmarks.yardstick import jax_product, matmul_rate, torch_product
 
 BATCH, WIDTH, CLASSES, RATE = 8, 256, 2, 1e-5
 LEFT_OUT = 2
@@ -32,7 +32,7 @@ def main() -> None:
     rows = rng.integers(1, 50_000, (count * BATCH, WIDTH))
     labels = rng.integers(0, CLASSES, count * BATCH)
     train, product = SIDES[given.side]
-    rate = matmul_rate(product)
+    rate = matmul_rate(product())
     times, losses = train(given.folder, rows, labels)
     seconds = statistics.median(np.diff(times)[LEFT_OUT:])
     figures = {
@@ -40,7 +40,7 @@ def main() -> None:
         "tokens_a_second": round(BATCH * WIDTH / seconds),
         "first_loss": round(losses[0], 4),
         "peak_resident_gb": peak_resident_gb(),
-        "matmul_gflops": rate,
+        "matmul_gflops": round(rate / 1e9, 1),
     }
     print(json.dumps(figures))
 
@@ -98,34 +98,7 @@ def train_torch(folder: Path, rows: np.ndarray, labels: np.ndarray) -> tuple[lis
     return times, losses
 
 
-def our_product(array: np.ndarray) -> Callable[[], object]:
-    """Multiplies a matrix by itself, as often as it is called."""
-    import jax
-
-    matrix, product = jax.numpy.asarray(array), jax.jit(lambda x: x @ x)
-    return lambda: product(matrix).block_until_ready()
-
-
-def torch_product(array: np.ndarray) -> Callable[[], object]:
-    """The same of torch."""
-    import torch
-
-    matrix = torch.from_numpy(array)
-    return lambda: matrix @ matrix
-
-
-def matmul_rate(product: Callable[[np.ndarray], Callable[[], object]], size: int = 4096) -> float:
-    """GFLOP/s of one large product, the fastest of four."""
-    multiply = product(np.ones((size, size), np.float32))
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        multiply()
-        times.append(time.perf_counter() - begin)
-    return round(2 * size**3 / min(times[1:]) / 1e9, 1)
-
-
-SIDES = {"ours": (train_ours, our_product), "torch": (train_torch, torch_product)}
+SIDES = {"ours": (train_ours, jax_product), "torch": (train_torch, torch_product)}
 
 if __name__ == "__main__":
     main()

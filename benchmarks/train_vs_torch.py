@@ -13,10 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.in_turn import Figures, measure_in_turn, median_ratio, medians, run
+from benchmarks.in_turn import compared, measure_in_turn, run
 from benchmarks.random_model import write_random_model
 from benchmarks.results import Results, as_results, training_table, write_results
 
+SIDES = ("torch", "ours")
 NAME = "train_vs_torch"
 POINTS = ("pythia-70m",)
 ROUNDS, STEPS = 3, 6
@@ -35,22 +36,11 @@ def measure(points: list[str] | tuple[str, ...]) -> Results:
         for point in points:
             folder = Path(scratch) / point
             write_random_model(point, folder, "float32")
-            for side in ("torch", "ours"):
+            for side in SIDES:
                 program = (sys.executable, "-m", "benchmarks.train_case", side)
                 cases[f"{point} {side}"] = functools.partial(run, *program, str(folder), str(STEPS))
         runs = measure_in_turn(cases, ROUNDS)
-    return as_results([compared(point, runs) for point in points], ROUNDS)
-
-
-def compared(point: str, runs: dict[str, list[Figures]]) -> dict:
-    """The row of a scaling point."""
-    sides = {side: runs[f"{point} {side}"] for side in ("torch", "ours")}
-    return {
-        "point": point,
-        "ratio": median_ratio(sides["torch"], sides["ours"], "seconds_a_step"),
-        **{side: medians(found) for side, found in sides.items()},
-        "runs": sides,
-    }
+    return as_results([compared(point, runs, SIDES, "seconds_a_step") for point in points], ROUNDS)
 
 
 if __name__ == "__main__":

@@ -13,41 +13,18 @@ import sys
 from pathlib import Path
 
 from robustjax.runtime.interrupts import PREEMPTED_STATUS
+from tests.commands.short import HARDENING, TRAINING
 from tests.killing import DIE_AT, differences, move_results, start
 
-TASK = ("--config.task.num_train=48", "--config.task.num_validation=32")
-EDGES = "(64,1024)"
-FINETUNE = (
-    *TASK,
-    "--config.finetune.num_train=0",
-    "--config.finetune.train.epochs=1",
-    f"--config.finetune.train.edges={EDGES}",
-    "--config.finetune.train.optimizer.warmup_steps=0",
-)
 # A round: two batches of an attack of two iterations, two passes of three updates.
-SHORT_GCG = {"num_iterations": 2, "num_tokens": 4, "num_candidates": 16, "candidate_chunk": 16}
-HARDENING = (
-    *TASK,
-    "--config.advtrain.num_rounds=2",
+LONGER = (
+    *HARDENING,
     "--config.advtrain.examples_per_round=8",
     "--config.advtrain.checkpoint_every=2",
     "--config.advtrain.attacks.gcg.schedule.start=2",
-    "--config.advtrain.attacks.gcg.schedule.end=2",
     "--config.advtrain.pool.max_examples=24",
     "--config.advtrain.pool.max_adversarial_share=0.5",
     "--config.advtrain.train.epochs=2",
-    f"--config.advtrain.train.edges={EDGES}",
-    "--config.advtrain.search.batch_size=4",
-    f"--config.advtrain.search.edges={EDGES}",
-    "--config.evaluation.num_examples=4",
-    "--config.evaluation.search.batch_size=4",
-    f"--config.evaluation.search.edges={EDGES}",
-    *(f"--config.evaluation.attacks.gcg.{name}={value}" for name, value in SHORT_GCG.items()),
-    *(
-        f"--config.advtrain.attacks.gcg.attack.{name}={value}"
-        for name, value in SHORT_GCG.items()
-        if name != "num_iterations"
-    ),
 )
 
 # What kills, and at which time in its process. Each process goes on where the one before ended.
@@ -90,7 +67,7 @@ ENDS = {-signal.SIGKILL: "killed", PREEMPTED_STATUS: "preempted", 0: "done"}
 def make_model(folder: Path) -> Path:
     """A classifier to start from."""
     config = "configs/finetune.py:point=nano-27k,task=word_length"
-    run("-m", "robustjax", command="finetune", config=config, workdir=folder, flags=FINETUNE)
+    run("-m", "robustjax", command="finetune", config=config, workdir=folder, flags=TRAINING)
     return folder
 
 
@@ -104,7 +81,7 @@ def run(*program: str, expected: int = 0, **options: object) -> None:
 
 def harden(*program: str, model: Path, workdir: Path, expected: int = 0) -> None:
     config = "configs/advtrain.py:point=nano-27k,task=word_length"
-    flags = (*HARDENING, f"--config.model.path={model}")
+    flags = (*LONGER, f"--config.model.path={model}")
     run(
         *(program or ("-m", "robustjax")),
         **{"command": "advtrain", "config": config, "workdir": workdir, "flags": flags},

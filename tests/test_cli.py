@@ -277,25 +277,18 @@ def test_as_a_process_from_another_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_preempting_says_how_to_go_on(tmp_path):
-    process = command("study", TINY, f"--workdir={tmp_path}")
-    while process.poll() is None and not (tmp_path / "manifest.json").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (75, ""), err
-    assert err.splitlines()[-1] == "robustjax study: preempted; the same command goes on"
-    assert "Traceback" not in err
-
-
-def test_interrupting_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "preempted")],
+)
+def test_interrupting_says_how_to_go_on(tmp_path, number, status, word):
     # A CI that runs in the background ignores SIGINT, and so would everything it starts.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)
     process = command("study", TINY, f"--workdir={tmp_path}", preexec_fn=heed)
     while process.poll() is None and not (tmp_path / "manifest.json").exists():
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "robustjax study: interrupted; the same command goes on"
+    assert (process.returncode, out) == (status, ""), err
+    assert err.splitlines()[-1] == f"robustjax study: {word}; the same command goes on"
     assert "Traceback" not in err

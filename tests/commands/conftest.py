@@ -2,37 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from robustjax.cli import main
-
-ROOT = Path(__file__).parents[2]
-FINETUNE = f"--config={ROOT / 'configs' / 'finetune.py'}"
-ATTACK = f"--config={ROOT / 'configs' / 'attack.py'}"
-# Small, and of shapes that one program each suffices for.
-TASK = ("--config.task.num_train=48", "--config.task.num_validation=64")
-TRAINING = (
-    *TASK,
-    "--config.finetune.num_train=0",
-    "--config.finetune.checkpoint_every=2",
-    "--config.finetune.train.epochs=1",
-    "--config.finetune.train.microbatch_size=4",
-    "--config.finetune.train.edges=(64,1024)",
-    "--config.finetune.train.optimizer.warmup_steps=0",
-    "--config.finetune.train.optimizer.learning_rate=1e-2",
-)
-GCG = (
-    *TASK,
-    "--config.num_examples=8",
-    "--config.attack.num_iterations=2",
-    "--config.attack.num_tokens=4",
-    "--config.attack.num_candidates=16",
-    "--config.attack.candidate_chunk=16",
-    "--config.search.batch_size=4",
-    "--config.search.edges=(64,1024)",
-)
+from tests.commands.short import FINETUNE, ROOT, TRAINING
 
 
 @pytest.fixture(autouse=True)

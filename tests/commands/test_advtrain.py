@@ -12,34 +12,11 @@ from robustjax.evaluation.records import read_records
 from robustjax.models.checksum import folder_sha256
 from robustjax.runtime import checkpoint
 from robustjax.runtime.runlog import MetricsLog, read_metrics
-from tests.commands.conftest import ATTACK, FINETUNE, GCG, ROOT, TASK, TRAINING, contents, read
+from tests.commands.conftest import contents, read
+from tests.commands.short import ADVTRAIN, ATTACK, FINETUNE, GCG, HARDENING, ROUNDS, TASK, TRAINING
 from tests.models.folders import make_hugging_face
 
-ADVTRAIN = f"--config={ROOT / 'configs' / 'advtrain.py'}"
 NANO = f"{ADVTRAIN}:point=nano-27k,task=word_length"
-EDGES = "(64,1024)"
-SHORT = {"num_tokens": 4, "num_candidates": 16, "candidate_chunk": 16}
-ROUNDS = (
-    *TASK,
-    "--config.advtrain.num_rounds=2",
-    "--config.advtrain.pool.max_examples=16",
-    "--config.advtrain.pool.max_adversarial_share=0.25",
-    "--config.advtrain.train.epochs=1",
-    f"--config.advtrain.train.edges={EDGES}",
-    "--config.advtrain.search.batch_size=4",
-    f"--config.advtrain.search.edges={EDGES}",
-    "--config.evaluation.num_examples=4",
-    "--config.evaluation.search.batch_size=4",
-    f"--config.evaluation.search.edges={EDGES}",
-    "--config.evaluation.attacks.gcg.num_iterations=2",
-    *(f"--config.evaluation.attacks.gcg.{name}={value}" for name, value in SHORT.items()),
-)
-HARDENING = (
-    *ROUNDS,
-    "--config.advtrain.examples_per_round=4",
-    "--config.advtrain.attacks.gcg.schedule.end=2",
-    *(f"--config.advtrain.attacks.gcg.attack.{name}={value}" for name, value in SHORT.items()),
-)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from robustjax.models.transformer import Definition
 from robustjax.runtime.files import write_json
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 from robustjax.stage_work import Past
-from tests.commands.conftest import ATTACK, GCG, TASK, contents, read
+from tests.commands.conftest import contents, read
+from tests.commands.short import ATTACK, GCG, TASK
 from tests.models.folders import make_hugging_face
 from tests.models.tiny import CONFIGS
 

@@ -10,7 +10,7 @@ import pytest
 
 from robustjax.commands import data
 from robustjax.data.tasks import FACTS, TASKS, TaskConfig, load_task
-from tests.commands.conftest import ROOT
+from tests.commands.short import ROOT
 from tests.data.tasks.owners import STORED, write_files
 
 

@@ -9,7 +9,8 @@ from robustjax.data.tasks import TaskConfig, load_task
 from robustjax.evaluation.evaluate import accuracy
 from robustjax.models.checksum import folder_sha256
 from robustjax.training import finetune as module
-from tests.commands.conftest import FINETUNE, TASK, TRAINING, contents, read
+from tests.commands.conftest import contents, read
+from tests.commands.short import FINETUNE, TASK, TRAINING
 from tests.models.folders import make_hugging_face
 
 NANO = f"{FINETUNE}:point=nano-27k,task=word_length"

@@ -6,7 +6,8 @@ import pytest
 
 from robustjax.planning import local
 from robustjax.planning.local import DeviceMemory
-from tests.commands.conftest import ATTACK, GCG, ROOT, TASK, read
+from tests.commands.conftest import read
+from tests.commands.short import ATTACK, GCG, ROOT, TASK
 
 PLAN = ("plan", "--local")
 NANO = f"{ATTACK}:point=nano-27k,task=word_length,attack=gcg"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.commands.conftest import ATTACK, FINETUNE, GCG, ROOT, TRAINING, read
+from tests.commands.conftest import read
+from tests.commands.short import ATTACK, FINETUNE, GCG, ROOT, TRAINING
 from tests.data.tasks.owners import builder_class, sha256, write_files
 from tests.models.folders import make_hugging_face
 
