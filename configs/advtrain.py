@@ -29,7 +29,7 @@ SCHEDULES = {
     "beam_search": {"start": 8, "end": 64},
     "beast": {"start": 25},
 }
-# The nano ladder learns most from weak attacks with many different slots.
+# Weak attacks from many different starts, as in configs/smoke.py.
 NANO_SCHEDULES = {
     "gcg": {"start": 1, "end": 3},
     "random_token": {"start": 4},

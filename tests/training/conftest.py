@@ -74,3 +74,19 @@ def same_bits(one, other):
     return jax.tree.all(
         jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), one, other)
     )
+
+
+@pytest.fixture(scope="session")
+def run(make_victim, small_task):
+    """run(folder) -> hardened victim and summary."""
+    from robustjax.training.adversarial import train_adversarially
+    from tests.training import hardening
+
+    def call(folder, config=hardening.CONFIG, victim=None, **options):
+        folder.mkdir(exist_ok=True)
+        victim = victim or make_victim()
+        return train_adversarially(
+            victim, small_task, config, seed=hardening.SEED, folder=folder, label="test", **options
+        )
+
+    return call
