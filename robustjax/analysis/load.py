@@ -1,7 +1,7 @@
 """Find the finished stages below some folders and read them into one `Study`.
 
-A folder is a stage if its `summary.json` has a known kind, if it holds attack records, or if it
-lies where a study puts its stages. It is finished if it also holds `DONE`; stages without it are
+A folder is a stage if its `summary.json` has a known kind, if it holds attack records or the rounds
+of a training, or if it lies where a study puts its stages. It is finished if it also holds `DONE`; stages without it are
 named, never used. Folders may be given in any order and at any depth: a whole study, one attack,
 several of either.
 """
@@ -114,6 +114,7 @@ def _visit(roots: list[Path]) -> Iterator[tuple[Path, str, bool]]:
             levels == 0
             or _kind(folder / stages.SUMMARY_FILE) in STAGE_DEPTH
             or (folder / stages.RECORDS_FILE).exists()
+            or (folder / "rounds").is_dir()  # an adversarial training, which may be unfinished
         )
         yield folder, name or ".", is_stage
         # Below a stage lie checkpoints and rounds, and of stages what was measured on the way.

@@ -2,10 +2,12 @@
 
 import errno
 import itertools
+import shutil
 
 import pytest
 
 from robustjax import load_victim
+from robustjax.analysis.load import load_study
 from robustjax.attacks.random_token import RandomToken
 from robustjax.evaluation import records
 from robustjax.evaluation.records import read_records
@@ -80,6 +82,16 @@ def test_a_report_shows_every_round(run, hardened, trained, tmp_path):
     names = rows[0].split(",")
     rounds = sorted(int(row.split(",")[names.index("round")]) for row in rows[1:])
     assert rounds == [0, 1, 2]
+
+
+def test_a_report_on_an_unfinished_training_shows_what_was_measured(hardened, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(hardened, unfinished)
+    for name in ("DONE", "summary.json"):
+        (unfinished / name).unlink()
+    found = load_study([unfinished])
+    assert sorted(attack.round for attack in found.attacks) == [0, 1, 2]
+    assert (found.incomplete, found.trainings) == ((".",), ())
 
 
 @pytest.mark.parametrize("round_folder", ["", "rounds/001", "rounds/002/model"])
