@@ -1,9 +1,9 @@
 """Find the finished stages below some folders and read them into one `Study`.
 
 A folder is a stage if its `summary.json` has a known kind, if it holds attack records or the rounds
-of a training, or if it lies where a study puts its stages. It is finished if it also holds `DONE`; stages without it are
-named, never used. Folders may be given in any order and at any depth: a whole study, one attack,
-several of either.
+of a training, or if it lies where a study puts its stages. It is finished if it also holds `DONE`;
+stages without it are named, never used. Folders may be given in any order and at any depth: a whole
+study, one attack, several of either.
 """
 
 import dataclasses
