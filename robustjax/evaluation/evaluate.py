@@ -320,6 +320,7 @@ def _records(
                 success=bool(seen.success[i, row]),
                 slot_text=texts[i][row],
                 num_valid=int(seen.num_valid[i, row]),
+                logits=None if prompt.goal_ids else seen.answer[i, row].tolist(),
             )
             for i in range(len(texts))
         ]

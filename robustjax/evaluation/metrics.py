@@ -20,6 +20,9 @@ FloatArray = npt.NDArray[np.float64]
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""
 
+LOG_PROB_METRICS = ("mean_log_prob", "log_mean_prob", "mean_logit")
+"""Names of what `log_prob_metrics` returns."""
+
 
 def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson score interval of a binomial proportion.
@@ -229,7 +232,7 @@ def log_prob_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, FloatArr
         raise ValueError(f"log-probability metrics need 2 classes or more, not {num_classes}")
     if num_examples == 0:
         nan = np.full(logits.shape[:-2], math.nan)
-        return {"mean_log_prob": nan, "log_mean_prob": nan, "mean_logit": nan}
+        return dict.fromkeys(LOG_PROB_METRICS, nan)
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be integers in 0..{num_classes - 1}")
 

@@ -7,6 +7,7 @@ not finite are written as null and read back as NaN. This module never imports j
 """
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ __all__ = [
     "write_text_atomic",
 ]
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class IterationRecord:
@@ -44,12 +47,14 @@ class IterationRecord:
         success: whether the current text fools the victim.
         slot_text: text in the attack slot.
         num_valid: candidates that survived the retokenisation filter.
+        logits: class logits of the current text; None for a language model.
     """
 
     loss: float
     success: bool
     slot_text: str
     num_valid: int
+    logits: list[float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +163,8 @@ def read_complete_records(path: str | os.PathLike[str]) -> list[AttackRecord]:
     """Read what an interrupted run wrote, and cut off a torn last line so that it can go on.
 
     Only a last line without its line break can be torn; damage anywhere else is an error. A missing
-    file is an empty one. Afterwards the file holds exactly the returned records.
+    file is an empty one. Afterwards the file holds exactly the returned records; what was cut off
+    is told to the user.
 
     Raises:
         UserError: names the first line before the torn one that is not a record.
@@ -168,6 +174,11 @@ def read_complete_records(path: str | os.PathLike[str]) -> list[AttackRecord]:
     *complete, tail = _read_bytes(path).split(b"\n")
     records = _parse_lines(path, complete)
     if tail:
+        _LOG.warning(
+            "%s: line %d is cut off after %d bytes; the %d whole records before it are kept, "
+            "and the run goes on after them",
+            *(path, len(complete) + 1, len(tail), len(records)),
+        )
         with open(path, "rb+") as file:
             file.truncate(sum(len(line) + 1 for line in complete))
             os.fsync(file.fileno())
@@ -182,12 +193,16 @@ class RateNames(NamedTuple):
         interval: Wilson 95 % interval of it.
         at: the same share after each iteration.
         accuracy: share of all examples that are answered correctly after the attack.
+        iterations_for_success: first iteration at which that share reaches each decile.
+        log_probs: of the true label after each iteration, see `metrics.log_prob_metrics`.
     """
 
     rate: str
     interval: str
     at: str
     accuracy: str
+    iterations_for_success: str
+    log_probs: dict[str, str]
 
 
 _SHOWN = {"keep_best": "best", "stop_at_success": "stopped"}
@@ -205,8 +220,8 @@ def rate_names(variant: str) -> RateNames:
     As a rule a rate after an iteration looks at the text of that very iteration. With ``keep_best``
     it looks at the best text so far, with ``stop_at_success`` at the first successful one once
     there is one. These are other quantities, so they have other names: ``asr_best_at``,
-    ``asr_stopped_at``, or ``asr_best_stopped_at``. ``asr_first_success_at`` means the same whatever
-    the options.
+    ``asr_stopped_at``, or ``asr_best_stopped_at``. ``asr_first_success_at`` and what follows from
+    it mean the same whatever the options.
     """
     mine = options(variant)
     words = "".join(f"_{word}" for option, word in _SHOWN.items() if option in mine)
@@ -215,6 +230,8 @@ def rate_names(variant: str) -> RateNames:
         f"asr{words}_interval",
         f"asr{words}_at",
         f"accuracy_after{words}",
+        f"iterations_for_success{words}",
+        {name: f"{name}{words}_at" for name in metrics.LOG_PROB_METRICS},
     )
 
 
@@ -224,28 +241,24 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
     Rates of the attack are over the examples attacked: right before the attack and not failed. What
     they are called depends on the options in use, see `rate_names`. The accuracy after the attack
     is over all examples; one that failed counts as wrong there, because nothing shows that it would
-    have held. Rates without a denominator are NaN.
+    have held. Rates without a denominator are NaN. Curves are mappings from the iteration to the
+    value, with the clean texts at 0; decile tables are mappings from "0.0", "0.1", ... "1.0".
+    Log-probabilities are given of classifiers only.
 
     Raises:
         UserError: records of different attacks or options, or attacked examples with histories of
             different lengths.
     """
-    kinds = sorted({(record.attack, record.variant) for record in records})
-    if len(kinds) > 1:
-        found = ", ".join("+".join(filter(None, kind)) or "(no name)" for kind in kinds)
-        raise UserError(f"records of different attacks: {found}; summarise each by itself")
-    variant = kinds[0][1] if kinds else ""
+    variant = _only_variant(records)
     attacked = [record for record in records if record.attacked]
-    lengths = sorted({len(record.iterations) for record in attacked})
-    if len(lengths) > 1:
-        raise UserError(
-            f"iterations: attacked examples have {lengths} iterations; all need as many"
-        )
-    num_iterations = lengths[0] if lengths else 0
+    num_iterations = _only_length(attacked)
     success = np.array(
         [[step.success for step in record.iterations] for record in attacked], dtype=bool
     ).reshape(len(attacked), num_iterations)
+    first_success = metrics.first_success_curve(success)
+    curve = metrics.asr_curve(success)
     num_broken = sum(record.success for record in attacked)
+    num_ever_broken = int(success.any(1).sum())
     num_correct_before = sum(record.correct_before for record in records)
     names = rate_names(variant)
     return {
@@ -257,15 +270,66 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
         "num_broken": num_broken,
         "num_retokenised": sum(record.num_retokenised for record in records),
         "accuracy_before": _ratio(num_correct_before, len(records)),
+        "accuracy_before_interval": _interval(num_correct_before, len(records)),
         names.accuracy: _ratio(len(attacked) - num_broken, len(records)),
         names.rate: _ratio(num_broken, len(attacked)),
-        names.interval: list(metrics.wilson_interval(num_broken, len(attacked))),
-        names.at: _by_iteration(metrics.asr_curve(success)),
-        "asr_first_success_at": _by_iteration(metrics.first_success_curve(success)),
+        names.interval: _interval(num_broken, len(attacked)),
+        names.at: _by_iteration(curve),
+        names.iterations_for_success: _by_decile(metrics.iterations_for_success(curve)),
+        "asr_first_success_at": _by_iteration(first_success),
+        "asr_first_success_interval": _interval(num_ever_broken, len(attacked)),
+        "iterations_for_first_success": _by_decile(metrics.iterations_for_success(first_success)),
+        "average_initial_breach": _by_decile(
+            metrics.average_initial_breach(
+                [record.first_success_iteration for record in attacked], decile / 10
+            )
+            for decile in range(11)
+        ),
+        **_log_probs(attacked, names),
         "iterations": num_iterations,
         "flops_algorithmic": sum(record.flops_algorithmic for record in records),
         "flops_executed": sum(record.flops_executed for record in records),
     }
+
+
+def _only_variant(records: Sequence[AttackRecord]) -> str:
+    kinds = sorted({(record.attack, record.variant) for record in records})
+    if len(kinds) > 1:
+        found = ", ".join("+".join(filter(None, kind)) or "(no name)" for kind in kinds)
+        raise UserError(f"records of different attacks: {found}; summarise each by itself")
+    return kinds[0][1] if kinds else ""
+
+
+def _only_length(attacked: Sequence[AttackRecord]) -> int:
+    lengths = sorted({len(record.iterations) for record in attacked})
+    if len(lengths) > 1:
+        raise UserError(
+            f"iterations: attacked examples have {lengths} iterations; all need as many"
+        )
+    return lengths[0] if lengths else 0
+
+
+def _log_probs(attacked: Sequence[AttackRecord], names: RateNames) -> dict[str, dict[str, float]]:
+    """Curves of how much probability is left to the true label; none of a language model."""
+    # In one order, so that the sums come out the same to the last bit whatever order they came in.
+    ordered = sorted(attacked, key=lambda record: (record.example_id, record.seed))
+    logits = [
+        [record.clean_logits, *(step.logits for step in record.iterations)] for record in ordered
+    ]
+    if not logits or not all(one for history in logits for one in history):
+        return {}
+    curves = metrics.log_prob_metrics(
+        np.array(logits).swapaxes(0, 1), [record.label for record in ordered]
+    )
+    return {names.log_probs[name]: _by_iteration(curve) for name, curve in curves.items()}
+
+
+def _interval(successes: int, n: int) -> list[float]:
+    return list(metrics.wilson_interval(successes, n))
+
+
+def _by_decile(values: Iterable[float | int | None]) -> dict[str, float | int | None]:
+    return {f"{decile / 10:.1f}": value for decile, value in enumerate(values)}
 
 
 def _ratio(numerator: int, denominator: int) -> float:
@@ -319,6 +383,7 @@ _ITERATION_PARSERS: Mapping[str, strict_json.Parser] = {
     "success": strict_json.boolean,
     "slot_text": strict_json.string,
     "num_valid": strict_json.integer,
+    "logits": strict_json.optional(strict_json.list_of(strict_json.number)),
 }
 
 _RECORD_PARSERS: Mapping[str, strict_json.Parser] = {

@@ -6,6 +6,7 @@ import json
 import math
 import weakref
 
+import numpy as np
 import pytest
 
 from robustjax.attacks import search
@@ -82,6 +83,16 @@ def test_a_run_attacks_everything_and_its_results_differ(expected, attack):
     for record in expected.values():
         assert len(record.iterations) == attack.num_iterations
         assert record.flops_executed > 0
+        assert record.iterations[-1].logits == record.logits
+
+
+def test_the_logits_of_an_iteration_are_those_of_its_text(victim, examples, expected):
+    for example in examples[:3]:
+        record = expected[example.example_id]
+        before, after = record.attacked_text.rsplit(record.iterations[-1].slot_text, 1)
+        texts = [before + step.slot_text + after for step in record.iterations]
+        recorded = [step.logits for step in record.iterations]
+        np.testing.assert_allclose(victim.logits(texts), recorded, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [[7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 6, 1, 7, 2, 5, 4]])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustjax.errors import UserError
+from robustjax.evaluation import metrics
 from robustjax.evaluation import records as rec
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 
@@ -36,7 +37,10 @@ def make_record(example_id=0, successes=(False, True), **changes):
         "success": bool(successes and successes[-1]),
         "logits": [0.25, -1.5],
         "clean_logits": [-2.0, 2.0],
-        "iterations": [IterationRecord(0.1 * k, ok, "! !", 7) for k, ok in enumerate(successes)],
+        "iterations": [
+            IterationRecord(0.1 * k, ok, "! !", 7, [1.0, 0.0] if ok else [-0.5, 0.5])
+            for k, ok in enumerate(successes)
+        ],
         "num_retokenised": 2,
         "position": 1.0,
         "seed": 3,
@@ -181,7 +185,7 @@ def test_missing_file(tmp_path):
     assert rec.read_complete_records(tmp_path / "none.jsonl") == []
 
 
-def test_resuming_after_any_torn_tail(tmp_path):
+def test_resuming_after_any_torn_tail(tmp_path, caplog):
     path = tmp_path / "r.jsonl"
     kept, lost = [make_record(0), make_record(1, attacked_text="\u4e2d\n")], make_record(2)
     rec.write_records(path, kept)
@@ -193,12 +197,16 @@ def test_resuming_after_any_torn_tail(tmp_path):
         with pytest.raises(UserError, match="middle of a line"):
             rec.append_records(path, [lost])
         assert path.read_bytes() == full[:cut]
+        caplog.clear()
         assert rec.read_complete_records(path) == kept
+        lost_bytes = f"line 3 is cut off after {cut - len(whole)} bytes; the 2 whole records"
+        assert lost_bytes in caplog.text
         assert path.read_bytes() == whole
         rec.append_records(path, [lost])
         assert path.read_bytes() == full
+    caplog.clear()
     assert rec.read_complete_records(path) == [*kept, lost]
-    assert path.read_bytes() == full
+    assert path.read_bytes() == full and not caplog.text
 
 
 def test_only_the_last_line_can_be_torn(tmp_path):
@@ -245,6 +253,110 @@ def test_summary_of_a_mixed_attack():
     assert (summary["flops_algorithmic"], summary["flops_executed"]) == (400, 750)
 
 
+def history(example_id, successes):
+    """An example of which the spec's worked checks know only when the victim is wrong."""
+    return make_record(example_id, successes, label=1)
+
+
+def test_the_worked_example_of_two_histories():
+    """[ok, fail, fail] and [ok, ok, fail]: the rates, and when each decile is reached."""
+    records = [history(0, (False, True, True)), history(1, (False, False, True))]
+    summary = rec.summarise(records)
+    assert summary["asr_at"] == {"0": 0, "1": 0, "2": 0.5, "3": 1}
+    deciles = [f"{decile / 10:.1f}" for decile in range(11)]
+    expected = dict(zip(deciles, [0, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3], strict=True))
+    assert summary["iterations_for_success"] == expected
+    assert summary["iterations_for_first_success"] == expected
+
+    holds = rec.summarise([records[0], history(1, (False, False, False))])
+    assert list(holds["iterations_for_success"].values()) == [0, 2, 2, 2, 2, 2] + [None] * 5
+
+
+def test_the_worked_example_of_the_average_initial_breach():
+    firsts = [2, 3, 3, 3]
+    records = [history(i, [k >= first for k in (1, 2, 3)]) for i, first in enumerate(firsts)]
+    breach = rec.summarise(records)["average_initial_breach"]
+    assert breach["0.6"] == 2.5
+    assert breach["0.8"] == pytest.approx(8 / 3)
+    assert breach["0.0"] == 2
+
+    never = rec.summarise([*records[:3], history(3, (False, False, False))])
+    assert never["average_initial_breach"]["1.0"] == math.inf
+    assert json.loads(rec.canonical_json(never))["average_initial_breach"]["1.0"] is None
+
+
+def test_instantaneous_and_first_success_rates_differ_when_a_success_is_lost_again():
+    summary = rec.summarise([history(0, (True, False)), history(1, (False, False))])
+    assert summary["asr_at"] == {"0": 0, "1": 0.5, "2": 0}
+    assert summary["asr_first_success_at"] == {"0": 0, "1": 0.5, "2": 0.5}
+    assert summary["iterations_for_success"]["0.5"] == 1
+    assert summary["attack_success_rate"] == 0
+    assert summary["asr_first_success_interval"] == list(metrics.wilson_interval(1, 2))
+
+
+def test_log_probabilities_after_each_iteration_by_hand():
+    """Logits (a, b) of true class 1: ln p = -ln(1 + e^(a - b)); clean texts are iteration 0."""
+    summary = rec.summarise([make_record(0, (False, True)), make_record(1, (True, True))])
+    held, broken, clean = (-math.log1p(math.exp(d)) for d in (-1, 1, -4))
+    assert summary["mean_log_prob_at"] == pytest.approx(
+        {"0": clean, "1": (held + broken) / 2, "2": broken}
+    )
+    assert summary["mean_logit_at"] == pytest.approx({"0": 4, "1": 0, "2": -1})
+    mean = (math.exp(held) + math.exp(broken)) / 2
+    assert summary["log_mean_prob_at"] == pytest.approx(
+        {"0": clean, "1": math.log(mean), "2": broken}
+    )
+
+
+def test_log_probabilities_of_three_classes():
+    records = [
+        make_record(
+            0,
+            (True,),
+            label=2,
+            clean_logits=[0.0, 0.0, 1.0],
+            iterations=[IterationRecord(0.5, True, "!", 3, [0.0, 1.0, 0.0])],
+        )
+    ]
+    summary = rec.summarise(records)
+    total = 2 + math.e
+    assert summary["mean_log_prob_at"] == pytest.approx(
+        {"0": 1 - math.log(total), "1": -math.log(total)}
+    )
+    assert summary["mean_logit_at"]["1"] == pytest.approx(-math.log(1 + math.e))
+
+
+def test_a_language_model_has_no_log_probabilities_of_classes():
+    steps = [IterationRecord(0.5, True, "!", 3, None)]
+    summary = rec.summarise([make_record(0, (True,), clean_logits=[], iterations=steps)])
+    assert not any("log" in name for name in summary)
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda k: st.lists(st.tuples(*[st.booleans()] * k), min_size=1, max_size=9)
+    )
+)
+def test_rates_of_any_records_are_rates(successes):
+    records = [history(i, one) for i, one in enumerate(successes)]
+    summary = rec.summarise(records)
+    at, first = (list(summary[name].values()) for name in ("asr_at", "asr_first_success_at"))
+    assert all(0 <= rate <= 1 for rate in at + first)
+    assert all(a <= b for a, b in zip(first, first[1:], strict=False))
+    assert all(a <= b for a, b in zip(at, first, strict=True))
+    for rate, interval in (
+        (summary["attack_success_rate"], summary["asr_interval"]),
+        (first[-1], summary["asr_first_success_interval"]),
+        (summary["accuracy_before"], summary["accuracy_before_interval"]),
+    ):
+        assert 0 <= interval[0] <= rate <= interval[1] <= 1
+    breach = list(summary["average_initial_breach"].values())
+    assert all(a <= b for a, b in zip(breach, breach[1:], strict=False))
+    reached = [k for k in summary["iterations_for_first_success"].values() if k is not None]
+    assert reached == sorted(reached) and len(reached) == 1 + math.floor(first[-1] * 10 + 1e-9)
+    assert all(value <= 0 for value in summary["mean_log_prob_at"].values())
+
+
 @pytest.mark.parametrize(
     ("variant", "word"),
     [
@@ -261,15 +373,22 @@ def test_options_that_change_what_a_rate_is_change_its_name(variant, word):
     records = [make_record(0, (False, True), **changes), make_record(1, (False, False), **changes)]
     summary = rec.summarise(records)
     plain = rec.summarise([dataclasses.replace(one, variant="") for one in records])
-    names = {
+    renamed = {
         "attack_success_rate": f"attack_success_rate{word}",
         "accuracy_after": f"accuracy_after{word}",
         "asr_interval": f"asr{word}_interval",
         "asr_at": f"asr{word}_at",
+        "iterations_for_success": f"iterations_for_success{word}",
+        "mean_log_prob_at": f"mean_log_prob{word}_at",
+        "log_mean_prob_at": f"log_mean_prob{word}_at",
+        "mean_logit_at": f"mean_logit{word}_at",
     }
-    assert summary == {names.get(name, name): plain[name] for name in plain} | {"variant": variant}
-    assert list(rec.rate_names(variant)) == [
-        names[name] for name in ("attack_success_rate", "asr_interval", "asr_at", "accuracy_after")
+    assert set(renamed) < set(plain)
+    expected = {renamed.get(name, name): value for name, value in plain.items()}
+    assert summary == expected | {"variant": variant}
+    names = rec.rate_names(variant)
+    assert [summary[name] for name in (names.rate, names.interval, names.at, names.accuracy)] == [
+        plain[name] for name in ("attack_success_rate", "asr_interval", "asr_at", "accuracy_after")
     ]
 
 
