@@ -222,7 +222,7 @@ def step(attack: BEAST, run: BatchRun, state: State, iteration: int) -> tuple[St
     # By convention a whole forward pass of the sampler for each slot that grows.
     reading = np.array([len(prompt.surrounding.before_ids) for prompt in run.prompts])
     sampled = is_alive.sum(-1) * (reading + state.length)
-    scored = (grown.valid * (run.lengths[:, None] + grown.mask.sum(-1))).sum(-1)
+    scored = run.counted_tokens(grown.mask, grown.valid).sum(-1)
     asks_itself = run.companion is None
     at_first = np.array(int(iteration == 1))
     calls = {"encode_prefix": at_first, "extend": np.array(1), "score": np.array(1)}

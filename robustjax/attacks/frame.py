@@ -232,9 +232,12 @@ class BatchRun:
         batch_size: int,
         seed: int,
         companion: Victim | None = None,
+        *,
+        count_padding: bool = False,
     ):
         """Fills the batch up, pads the prompts, and encodes what precedes the slots."""
         self.victim, self.companion = victim, companion
+        self._count_padding = count_padding
         missing = batch_size - len(planned.prompts)
         self.prompts = planned.prompts + (planned.prompts[-1],) * missing
         pad = victim.tokenizer.pad_id
@@ -306,6 +309,13 @@ class BatchRun:
     def lengths(self) -> Int[np.ndarray, " B"]:
         """Tokens of each prompt without its slot."""
         return np.array([prompt.length for prompt in self.prompts], np.int64)
+
+    def counted_tokens(
+        self, slots: Bool[np.ndarray, "B C W"], is_scored: Bool[np.ndarray, "B C"]
+    ) -> Int[np.ndarray, "B C"]:
+        """What the texts of slots with these masks count in FLOPs; see ``count_padding``."""
+        tokens = is_scored * (self.lengths[:, None] + slots.sum(-1))
+        return is_scored * tokens.max(1, keepdims=True) if self._count_padding else tokens
 
 
 def abstract_inputs(

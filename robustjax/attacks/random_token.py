@@ -193,7 +193,7 @@ def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tu
         answer=shown(state.answer, answer),
         num_valid=np.ones_like(redrawn.T),
         num_retokenised=redrawn.T,
-        tokens=(run.lengths[:, None] + mask.sum(-1)).T,
+        tokens=run.counted_tokens(mask, np.ones(redrawn.shape, bool)).T,
         companion_tokens=np.zeros_like(redrawn.T),
         calls={"score": at_first, "encode_prefix": at_first * int(iteration == 1)},
     )

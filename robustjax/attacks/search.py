@@ -64,15 +64,19 @@ padding costs little."""
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How a search is cut into programs; changes results by rounding only.
+    """How a search is cut into programs, which changes results by rounding only, and counted.
 
     Attributes:
         batch_size: examples attacked at once; a short last batch is filled up.
         edges: widths that the tokens before and after the slot are padded to.
+        count_padding: counts in algorithmic FLOPs every text as long as the longest of its example
+            that is scored together with it (Howe et al. 2024). Texts of an example differ in length
+            where they are tokenised anew, in random token search and BEAST.
     """
 
     batch_size: int = 16
     edges: tuple[int, ...] = EDGES
+    count_padding: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
@@ -288,7 +292,9 @@ def run_batches(
     """
     for batch in batches:
         make_room_for_programs()  # a batch of a new shape compiles several
-        run = BatchRun(victim, batch, config.batch_size, seed, companion)
+        run = BatchRun(
+            *(victim, batch, config.batch_size, seed, companion), count_padding=config.count_padding
+        )
         yield batch, run, run_batch(attack, run, functools.partial(tick, batch), saved)
 
 

@@ -10,11 +10,18 @@ as often as it runs; attention included; padding and filtered candidates include
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 FORWARD, BACKWARD = 2, 4
+
+
+class Flops(NamedTuple):
+    """The two counts of one piece of work."""
+
+    algorithmic: int
+    executed: int
 
 
 def forward_flops(num_params: int, tokens: int) -> int:

@@ -50,7 +50,7 @@ class EventFile:
         start_of_session = _integer(1, 1)
         self._write(_integer(2, first_step) + _bytes(7, start_of_session))
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, float | int]) -> None:
         """Appends the scalars of a step by name."""
         summary = b"".join(
             _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value))

@@ -69,12 +69,12 @@ class Forecast:
         self._expected: dict[str, float] = {}
         self._done: dict[str, tuple[float, float]] = {}  # units and their seconds
 
-    def expect(self, kind: str, units: float) -> None:
+    def expect(self, kind: str, units: float | int) -> None:
         """Counts units of work of a kind that are to come."""
         self._expected[kind] = self._expected.get(kind, 0.0) + units
 
     @contextlib.contextmanager
-    def doing(self, kind: str, units: float) -> Iterator[None]:
+    def doing(self, kind: str, units: float | int) -> Iterator[None]:
         """Units that were expected are done in the block."""
         self._expected[kind] -= units
         started = self._clock()

@@ -161,6 +161,6 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def write(self, folder: StrPath, **more: float | None) -> None:
+    def write(self, folder: StrPath, **more: float | int | None) -> None:
         """Writes `timing.json`: each measured name, and `more` figures by name."""
         write_json(f"{os.fspath(folder)}/timing.json", self.seconds | more)

@@ -26,6 +26,7 @@ from robustjax.data.prompts import Task
 from robustjax.errors import UserError
 from robustjax.evaluation import flops
 from robustjax.evaluation.evaluate import accuracy
+from robustjax.evaluation.flops import Flops
 from robustjax.evaluation.records import AttackRecord
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
@@ -155,7 +156,7 @@ class AdversarialConfig:
         learning_rate_schedule(self.train.optimizer, steps * self.train.epochs)
 
 
-Evaluate = Callable[[int, Victim, int], Mapping[str, float | None]]
+Evaluate = Callable[[int, Victim, int], Mapping[str, float | int | None]]
 """From a round (0: before the first), its victim and the FLOPs of the defence so far to figures."""
 
 
@@ -224,6 +225,10 @@ def train_adversarially(
         "trained_on": config.label,
         "num_rounds": config.num_rounds,
         "rounds": run.rounds,
+        "flops_algorithmic": training.flops_spent,
+        "flops_executed": sum(
+            one["flops_attack_executed"] + one["flops_train_executed"] for one in run.rounds
+        ),
     }
     return training.current, summary
 
@@ -280,14 +285,14 @@ class _Training:
         return sum(counts[name] * attack.num_iterations for name, attack in attacks.items())
 
     @property
-    def _flops_before(self) -> int:
+    def flops_spent(self) -> int:
         """Algorithmic FLOPs of the rounds that are done."""
         return self.run.rounds[-1]["flops_total"] if self.run.rounds else 0
 
     def evaluate(self, evaluate: Evaluate, number: int) -> None:
         """Evaluates the victim after a round, or before the first one, and logs it."""
         with self.forecast.doing("evaluate", 1):
-            figures = evaluate(number, self.current, self._flops_before)
+            figures = evaluate(number, self.current, self.flops_spent)
         # A run that was killed right after this line finds it there.
         self.log.write_once(self.run.number, {"round": number, **figures})
 
@@ -298,7 +303,7 @@ class _Training:
             self._begin(number)
         data = self._training_set(number)
         trainer = Trainer(self._victim, config.train, data.data, seed=self._seed)
-        attack_flops = self._flops_of_attack(data)
+        attack_flops = self._flops_of_attack(data, trainer)
         with self.forecast.doing("train", self._train_units):
             self._train(trainer, number, attack_flops)
         assert run.seen is not None
@@ -357,18 +362,30 @@ class _Training:
             number=number,
         )
 
-    def _flops_of_attack(self, data: TrainingSet) -> int:
-        """Algorithmic FLOPs of the attacks of a round."""
-        if self._config.embedding is None:
-            return sum(r.flops_algorithmic for found in self._found.values() for r in found)
+    def _flops_of_attack(self, data: TrainingSet, trainer: Trainer) -> Flops:
+        """FLOPs of the attacks of a round."""
+        attack, epochs = self._config.embedding, self._config.train.epochs
+        if attack is None:
+            return Flops(
+                sum(r.flops_algorithmic for found in self._found.values() for r in found),
+                sum(r.flops_executed for found in self._found.values() for r in found),
+            )
         rows = data.data.rows
         tokens = sum(
             len(row) for row, is_free in zip(rows, data.is_adversarial, strict=True) if is_free
         )
-        passes = self._config.train.epochs * self._config.embedding.num_steps
-        return passes * flops.training_flops(self._victim.num_params, tokens)
+        passes = epochs * attack.num_steps
+        executed = trainer.executed_flops(attack) - trainer.executed_flops()
+        return Flops(
+            passes * flops.training_flops(self._victim.num_params, tokens), epochs * executed
+        )
 
-    def _train(self, trainer: Trainer, number: int, attack_flops: int) -> None:
+    def _epochs(self, number: int) -> range:
+        """Numbers of a round's epochs; batches of different rounds are shuffled differently."""
+        epochs = self._config.train.epochs
+        return range(number * epochs, (number + 1) * epochs)
+
+    def _train(self, trainer: Trainer, number: int, attack_flops: Flops) -> None:
         """Trains on a round's set from where it was left; the losses of the last pass stay."""
         run, config = self.run, self._config.train
         per_epoch, epochs = trainer.steps_per_epoch, config.epochs
@@ -382,8 +399,9 @@ class _Training:
                 return learning_rate(base + index)
 
             def on_step(epoch: int, seen: Stepped) -> None:
-                spent = attack_flops + epoch * trainer.algorithmic_flops()
-                figures = seen.figures(self._flops_before + spent)
+                trained = trainer.algorithmic_flops(self._epochs(number)[:epoch])
+                spent = self.flops_spent + attack_flops.algorithmic + trained
+                figures = seen.figures(spent)
                 self.log.write(run.updates + seen.number, {"round": number} | figures)
                 progress.advance(note=f"loss {seen.loss:.3f}")
 
@@ -395,7 +413,7 @@ class _Training:
                 self._state, run.seen = trainer.run_epoch(
                     self._step,
                     self._state,
-                    number * epochs + epoch,  # batches of different rounds are shuffled differently
+                    self._epochs(number)[epoch],
                     functools.partial(on_step, epoch),
                     functools.partial(rate, epoch * per_epoch),
                     save,
@@ -414,9 +432,9 @@ class _Training:
         self.checkpoints.save(self.run.number, state, self.run.to_json())
 
     def _entry(
-        self, number: int, trainer: Trainer, data: TrainingSet, attack_flops: int
+        self, number: int, trainer: Trainer, data: TrainingSet, attack_flops: Flops
     ) -> dict[str, Any]:
-        """What a round was, and its algorithmic FLOPs and those of all rounds up to it."""
+        """What a round was, its FLOPs, and the algorithmic ones of all rounds up to it."""
         run, config = self.run, self._config
         assert run.seen is not None
         attacks = config.attacks_of(number)
@@ -432,7 +450,8 @@ class _Training:
         if config.embedding is not None:
             moved = {"attack_iterations": config.embedding.num_steps}
             found = {config.embedding.name: moved}
-        flops_train = config.train.epochs * trainer.algorithmic_flops()
+        flops_train = trainer.algorithmic_flops(self._epochs(number))
+        flops_total = self.flops_spent + attack_flops.algorithmic + flops_train
 
         def total(name: str) -> int:
             return sum(one.get(name, 0) for one in found.values())
@@ -448,7 +467,9 @@ class _Training:
             "num_clean": int((~data.is_adversarial).sum()),
             "pool_size": len(self._pool),
             "train_loss": float(run.seen.mean()),
-            "flops_attack": attack_flops,
+            "flops_attack": attack_flops.algorithmic,
+            "flops_attack_executed": attack_flops.executed,
             "flops_train": flops_train,
-            "flops_total": self._flops_before + attack_flops + flops_train,
+            "flops_train_executed": config.train.epochs * trainer.executed_flops(),
+            "flops_total": flops_total,
         }

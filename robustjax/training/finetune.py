@@ -144,7 +144,7 @@ def finetune(
             return learning_rate(base + index)
 
         def on_step(epoch: int, seen: Stepped) -> None:
-            flops_before = epoch * trainer.algorithmic_flops()
+            flops_before = trainer.algorithmic_flops(range(epoch))
             log.write(epoch * per_epoch + seen.number, seen.figures(flops_before))
             progress.advance(note=f"loss {seen.loss:.3f}")
 
@@ -184,7 +184,7 @@ def finetune(
         "epochs": epochs,
         "steps": per_epoch * epochs,
         quality.name: qualities[-1],
-        "flops_algorithmic": epochs * trainer.algorithmic_flops(),
+        "flops_algorithmic": trainer.algorithmic_flops(range(epochs)),
         "flops_executed": epochs * trainer.executed_flops(),
     }
     watch.write(folder)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -71,6 +71,8 @@ class TrainConfig:
         microbatch_size: rows whose gradients are taken at once; divides ``batch_size``.
         optimizer: optimizer and schedule.
         edges: widths that rows are padded to.
+        count_padding: counts in algorithmic FLOPs every text as long as the longest of its
+            microbatch (Howe et al. 2024).
     """
 
     epochs: int = 3
@@ -78,6 +80,7 @@ class TrainConfig:
     microbatch_size: int = 8
     optimizer: OptimizerConfig = OptimizerConfig()
     edges: tuple[int, ...] = BUCKET_EDGES
+    count_padding: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "microbatch_size"):
@@ -152,7 +155,7 @@ class Stepped(NamedTuple):
     gradient_norm: float
     flops: int
 
-    def figures(self, flops_before: int) -> dict[str, float]:
+    def figures(self, flops_before: int) -> dict[str, float | int]:
         """What stands in a metrics log; FLOPs are counted from the beginning of the run."""
         values = self._asdict() | {"flops": flops_before + self.flops}
         del values["number"]
@@ -188,6 +191,7 @@ class Trainer:
         self._labels = np.array(data.labels, np.int32)
         terms = OBJECTIVES[victim.definition.head].terms(np.array(self._lengths, np.int32))
         self._terms = np.asarray(terms, np.float32)
+        self._flops_of: dict[int, int] = {}
         if not self._terms.any():
             raise UserError(
                 f"objective='lm' needs a text of at least two tokens, but none of {len(data.rows)} "
@@ -293,33 +297,55 @@ class Trainer:
         return state, losses
 
     def _num_tokens(self, batch: Batch) -> int:
-        return sum(self._lengths[i] for i in batch.indices if i != FILLER)
+        """Tokens that algorithmic FLOPs count."""
+        size = self._config.microbatch_size
+        total = 0
+        for start in range(0, len(batch.indices), size):
+            rows = [self._lengths[i] for i in batch.indices[start : start + size] if i != FILLER]
+            total += len(rows) * max(rows, default=0) if self._config.count_padding else sum(rows)
+        return total
 
-    def algorithmic_flops(self) -> int:
-        """FLOPs of one epoch by the paper's convention."""
-        return flops.training_flops(self._victim.num_params, self._data.num_tokens)
+    def algorithmic_flops(self, epochs: Iterable[int]) -> int:
+        """FLOPs of some epochs by the paper's convention."""
+        return sum(map(self._algorithmic_flops, epochs))
 
-    def executed_flops(self) -> int:
-        """FLOPs of one epoch's dot products, padding and all."""
+    def _algorithmic_flops(self, epoch: int) -> int:
+        # Only where padding counts does it matter which texts came together.
+        key = epoch if self._config.count_padding else 0
+        if key not in self._flops_of:
+            tokens = sum(self._num_tokens(batch) for batch in self._batches(key))
+            self._flops_of[key] = flops.training_flops(self._victim.num_params, tokens)
+        return self._flops_of[key]
+
+    def executed_flops(self, attack: EmbeddingAttack | None = None) -> int:
+        """FLOPs of one epoch's dot products, padding and all; of every epoch the same.
+
+        Args:
+            attack: moves embeddings before each update.
+        """
         count: dict[int, int] = {}
         for batch in self._batches(0):
             count[batch.width] = count.get(batch.width, 0) + 1
         micro = self._config.microbatch_size
         rows = self._config.batch_size // micro, micro
         return sum(
-            number * _gradient_flops(self._victim.definition, rows, width)
+            number * _gradient_flops(self._victim.definition, rows, width, attack)
             for width, number in count.items()
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _gradient_flops(definition: Definition, rows: tuple[int, int], width: int) -> int:
+def _gradient_flops(
+    definition: Definition, rows: tuple[int, int], width: int, attack: EmbeddingAttack | None
+) -> int:
     """Executed FLOPs of the gradient of one batch: microbatches of so many rows and tokens."""
     tokens = (*rows, width)
-    shapes = ((tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32))
+    shapes = [(tokens, np.int32), (tokens, np.bool_), (rows, np.int32), (rows, np.float32)]
+    if attack is not None:
+        shapes.append((tokens, np.bool_))
     arrays: Any = [jax.ShapeDtypeStruct(*one) for one in shapes]
     batch = TrainBatch(*arrays)
-    gradients = functools.partial(accumulate_gradients, definition)
+    gradients = functools.partial(accumulate_gradients, definition, attack=attack)
     return flops.executed_flops(gradients, transformer.abstract_params(definition), batch)
 
 

@@ -64,7 +64,7 @@ def test_the_first_success_is_repeated(victim, examples):
         success = [step.success for step in record.iterations]
         first = success.index(True)
         assert success == [False] * first + [True] * (len(success) - first)
-        assert len(set(record.iterations[first:])) == 1
+        assert all(step == record.iterations[first] for step in record.iterations[first:])
         assert len({step.slot_text for step in record.iterations[: first + 1]}) == first + 1
     for record in records:
         assert len(record.iterations) == ATTACK.num_iterations

@@ -137,6 +137,8 @@ def test_compute_adds_up_over_the_rounds(straight, pool):
         assert row["flops_train"] == 6 * straight.victim.num_params * rows.num_tokens
         total += row["flops_attack"] + row["flops_train"]
         assert row["flops_total"] == total
+        assert row["flops_attack_executed"] == sum(record.flops_executed for record in found) > 0
+        assert row["flops_train_executed"] > 0
         assert row["attack_successes"] == sum(record.success for record in found)
 
 

@@ -41,7 +41,7 @@ def losses_of(victim, batch, shift):
 def shift_of(victim, batch, attack=ATTACK):
     losses = functools.partial(losses_of, victim, batch)
     table = victim.params["embed"]["embedding"]
-    return jax.jit(lambda: worst_shift(attack, losses, table, batch.free[0]))()
+    return jax.jit(lambda: worst_shift(attack, losses, table, jnp.asarray(batch.free[0])))()
 
 
 def unit(victim):

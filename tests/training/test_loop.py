@@ -102,7 +102,7 @@ def test_a_language_model_s_line_is_the_mean_over_predicted_tokens(make_victim):
     expected = [np.average(r, weights=tokens[r]) for r in rows]
     assert [loss for _, loss in log.lines] == pytest.approx(expected)
     params = trainer._victim.num_params  # compute is counted as a classifier's is
-    assert trainer.algorithmic_flops() == 6 * params * sum(LENGTHS)
+    assert trainer.algorithmic_flops([0]) == 6 * params * sum(LENGTHS)
 
 
 def test_texts_of_one_token_teach_a_language_model_nothing(make_victim):
@@ -186,7 +186,7 @@ def test_compute_is_counted_up_to_each_step(trainer):
     tokens = np.cumsum([np.array(LENGTHS)[rows].sum() for rows in batches])
     expected = (6 * trainer._victim.num_params * tokens).tolist()
     assert [seen.flops for seen in log.seen] == expected
-    assert expected[-1] == trainer.algorithmic_flops()
+    assert expected[-1] == trainer.algorithmic_flops([0])
     resumed = Log()
     run_epoch(trainer, tell_labels, fresh(), 1, resumed, first=2)
     assert [seen.flops for seen in resumed.seen] == expected[2:]
@@ -320,7 +320,7 @@ def test_a_training_like_one_before_takes_its_step(make_victim):
 
 def test_compute_is_counted_by_epoch(trainer):
     params = trainer._victim.num_params
-    assert trainer.algorithmic_flops() == 6 * params * sum(LENGTHS)
+    assert trainer.algorithmic_flops([0]) == 6 * params * sum(LENGTHS)
     # Padding to the bucket and filler rows are executed too; embeddings cost no dot products.
     assert trainer.executed_flops() > 0
 
