@@ -115,6 +115,7 @@ def attack_examples(
     if not attack.needs_companion:
         companion = None
     search.check_companion(attack, victim, companion)
+    _check_devices(victim, companion)
     timing = Timing()
     started = time.perf_counter()
     _check_ids(examples)
@@ -181,6 +182,15 @@ def _check_ids(examples: Sequence[Example]) -> None:
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise UserError(f"two examples have the example_id {twice}; give each its own")
+
+
+def _check_devices(victim: Victim, companion: Victim | None) -> None:
+    if companion is not None and companion.mesh != victim.mesh:
+        raise UserError(
+            f"companion {companion.name} lies on {companion.mesh.size} devices, laid out as "
+            f"{dict(companion.mesh.shape)}, victim {victim.name} on {victim.mesh.size}, as "
+            f"{dict(victim.mesh.shape)}; load both with the same mesh"
+        )
 
 
 class _Ticker:

@@ -6,6 +6,7 @@ counted.
 
 *Executed*: the dot products of the programs that ran, read from their jaxprs; a scan's body counts
 as often as it runs; attention included; padding and filtered candidates included, because they ran.
+A program that is split over devices or processes is counted whole, wherever it is counted.
 """
 
 import math
@@ -54,6 +55,9 @@ def _count_equation(equation: Any) -> int:
     inner = [_count(jaxpr) for jaxpr in _jaxprs(params.values())]
     if name == "scan":
         return params["length"] * sum(inner)
+    if name == "shard_map":  # its body is what one device does
+        sizes = params["mesh"].shape
+        return math.prod(sizes[axis] for axis in params["newly_manual_axes"]) * sum(inner)
     if name == "cond":
         return max(inner)
     if name == "while" and sum(inner):

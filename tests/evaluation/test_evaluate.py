@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from robustjax.attacks import search
+from robustjax.attacks import random_token, search
 from robustjax.attacks.beam_search import BeamSearch
 from robustjax.attacks.beast import BEAST
 from robustjax.attacks.gcg import GCG
@@ -18,12 +18,14 @@ from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.evaluation.records import read_records
+from robustjax.runtime.mesh import MeshConfig
 from tests.attacks.tiny import (
     ATTACK,
     CONFIG,
     INSERT,
     TEXTS,
     make_examples,
+    make_run,
     make_victim,
 )
 
@@ -60,15 +62,15 @@ def expected(victim, examples, attack):
 
 
 @functools.cache
-def companion_of(tokenizer):
+def companion_of(tokenizer, devices=1):
     """A language model to sample tokens from."""
-    return make_victim(tokenizer, width=24, head="lm")
+    return make_victim(tokenizer, width=24, head="lm", mesh=MeshConfig(data=devices))
 
 
 def run(victim, examples, attack, **options):
     options = {"config": CONFIG} | options
     if attack.needs_companion:
-        options["companion"] = companion_of(victim.tokenizer)
+        options["companion"] = companion_of(victim.tokenizer, victim.mesh.shape["data"])
     return attack_examples(victim, examples, INSERT, attack, **options)[0]
 
 
@@ -150,6 +152,58 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same_file(
     assert set(planned) == set(range(batches + 1))
 
 
+def test_four_devices_find_the_same_and_count_the_same(tiny_tokenizer, attack, expected):
+    victim = make_victim(tiny_tokenizer, width=24, mesh=MeshConfig(data=4))
+    spread = by_id(run(victim, make_examples(victim), attack))
+
+    assert spread.keys() == expected.keys()
+    for example_id, alone in expected.items():
+        found = spread[example_id]
+        assert [x.slot_text for x in found.iterations] == [x.slot_text for x in alone.iterations]
+        losses = [[step.loss for step in one.iterations] for one in (found, alone)]
+        np.testing.assert_allclose(*losses, atol=1e-5)
+        assert found.flops_executed == alone.flops_executed > 0
+        assert found.flops_algorithmic == alone.flops_algorithmic
+
+
+def test_padding_counts_where_texts_of_an_example_differ_in_length(
+    victim, examples, attack, expected
+):
+    config = dataclasses.replace(CONFIG, count_padding=True)
+    padded = by_id(run(victim, examples, attack, config=config))
+
+    for example_id, record in expected.items():
+        counted = padded[example_id].flops_algorithmic
+        assert dataclasses.replace(padded[example_id], flops_algorithmic=0) == (
+            dataclasses.replace(record, flops_algorithmic=0)
+        )
+        assert counted >= record.flops_algorithmic
+    more = sum(padded[i].flops_algorithmic - expected[i].flops_algorithmic for i in expected)
+    assert bool(more) == (attack.name in ("random_token", "beast"))
+
+
+def test_padded_texts_count_as_the_longest_of_their_pass(victim, examples):
+    """By hand: 16 and then 8 random slots, each scored together."""
+    attack = ATTACKS["random_token"]
+    config = dataclasses.replace(CONFIG, count_padding=True)
+    (record,) = run(victim, examples[:1], attack, config=config)
+    plain = dataclasses.replace(attack, iterations_per_pass=1)
+    (one_by_one,) = run(victim, examples[:1], plain, config=config)
+    before = len(victim.tokenizer.encode([examples[0].text])[0])
+    lengths = [before + len(slot) for slot in _drawn_slots(victim, examples[0], attack)]
+    per_token = 2 * victim.num_params
+    assert one_by_one.flops_algorithmic == per_token * sum(lengths)
+    assert record.flops_algorithmic == per_token * (16 * max(lengths[:16]) + 8 * max(lengths[16:]))
+
+
+def _drawn_slots(victim, example, attack):
+    """The ids of every slot that random token search tries."""
+    batch = make_run(victim, [example], attack)
+    iterations = np.arange(1, attack.num_iterations + 1, dtype=np.uint32)
+    drawn = random_token.draw_fitting(attack, batch, iterations, np.zeros(4, bool))
+    return [ids[real] for ids, real in zip(drawn.slots[0], drawn.mask[0], strict=True)]
+
+
 def test_records_of_another_attack_are_not_taken_over(victim, examples, tmp_path):
     path = tmp_path / "records.jsonl"
     run(victim, examples[:2], ATTACK, path=path)
@@ -206,6 +260,12 @@ def test_a_finished_batch_makes_room_for_the_next(victim, examples, monkeypatch)
     monkeypatch.setattr(search, "run_batch", watched)
     run(victim, examples, ATTACK)
     assert alive == [1, 1]
+
+
+def test_a_companion_on_other_devices_is_refused(victim, examples):
+    elsewhere = companion_of(victim.tokenizer, 4)
+    with pytest.raises(UserError, match=r"companion tiny lies on 4 devices .* victim tiny on 1"):
+        attack_examples(victim, examples, INSERT, ATTACKS["beast"], companion=elsewhere)
 
 
 def test_repeated_ids_are_refused(victim, examples):

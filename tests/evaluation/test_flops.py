@@ -1,6 +1,7 @@
 """Counted compute against counts by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import pytest
 
 from robustjax.attacks import gcg, ranking
 from robustjax.evaluation.flops import executed_flops, forward_flops, training_flops
+from robustjax.models import transformer
 from robustjax.models.registry import scaling_point
 from robustjax.models.transformer import Definition, count_params
+from robustjax.training.step import TrainBatch, accumulate_gradients
 from tests.attacks.tiny import ATTACK, make_examples, make_run, make_victim
 
 X = jax.ShapeDtypeStruct((3, 4), jnp.float32)
@@ -142,3 +145,129 @@ def test_executed_flops_do_not_depend_on_chunks_of_a_part(tiny_tokenizer):
         counts.add(executed_flops(score.function, *score.arguments))
 
     assert len(counts) == 1
+
+
+ROWS = 3
+SHAPES = [(point, scanned) for point in ("nano-27k", "pythia-14m") for scanned in (False, True)]
+
+
+def definition_of(point, scanned, head="classifier", **options):
+    return Definition(scaling_point(point).config, head=head, scanned=scanned, **options)
+
+
+def rows_of(width):
+    return (
+        jax.ShapeDtypeStruct((ROWS, width), jnp.int32),
+        jax.ShapeDtypeStruct((ROWS, width), jnp.bool_),
+    )
+
+
+def of_layers(config, tokens, pairs, *, reads):
+    """Multiplications of all blocks for a row.
+
+    Args:
+        tokens: that run.
+        pairs: of a query and a key that meet, per token of a middle block on average.
+        reads: tokens that go on in the last block.
+    """
+    project, rest = linear_terms(config)
+    attend = 2 * config.width * pairs  # scores and mixing
+    middle = tokens * (project + rest + attend)
+    last = tokens * project + reads * (rest + attend)
+    return (config.layers - 1) * middle + last
+
+
+@pytest.mark.parametrize(("point", "scanned"), SHAPES)
+def test_a_forward_pass_is_the_hand_count(point, scanned):
+    definition = definition_of(point, scanned)
+    config, width = definition.config, 60
+
+    counted = executed_flops(
+        functools.partial(transformer.apply, definition),
+        *(transformer.abstract_params(definition), *rows_of(width)),
+    )
+
+    row = of_layers(config, width, width, reads=1) + config.width * definition.num_classes
+    assert counted == 2 * ROWS * row
+
+
+@pytest.mark.parametrize(("point", "scanned"), SHAPES)
+def test_a_long_language_model_s_forward_pass_is_the_hand_count(point, scanned):
+    """Every token goes on, and long rows meet the keys of a quarter's end, not all."""
+    definition = definition_of(point, scanned, head="lm")
+    config, width = definition.config, 256
+
+    counted = executed_flops(
+        functools.partial(transformer.apply, definition),
+        *(transformer.abstract_params(definition), *rows_of(width)),
+    )
+
+    pairs = (64 + 128 + 192 + 256) // 4
+    row = of_layers(config, width, pairs, reads=width) + width * config.width * config.vocab
+    assert counted == 2 * ROWS * row
+
+
+@pytest.mark.parametrize(("point", "scanned"), SHAPES)
+def test_a_cached_tail_is_the_hand_count(point, scanned):
+    """A tail meets its prefix and itself; nothing of the prefix is run again."""
+    definition = definition_of(point, scanned)
+    config, prefix, tail, candidates = definition.config, 40, 12, 5
+    params = transformer.abstract_params(definition)
+    cache = jax.eval_shape(
+        functools.partial(transformer.encode, definition), params, *rows_of(prefix)
+    )
+    shape = (ROWS, candidates, tail)
+    embedded = jax.ShapeDtypeStruct((*shape, config.width), jnp.float32)
+    positions = jax.ShapeDtypeStruct(shape, jnp.int32)
+    mask = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    read = jax.ShapeDtypeStruct((ROWS, candidates, 1), jnp.int32)
+
+    def run(params, x, positions, mask, cache, read):
+        return transformer.forward(definition, params, x, positions, mask, (cache,), read)
+
+    counted = executed_flops(run, params, embedded, positions, mask, cache, read)
+
+    row = of_layers(config, tail, prefix + tail, reads=1)
+    assert counted == 2 * ROWS * candidates * row
+
+
+@pytest.mark.parametrize(("point", "scanned"), SHAPES)
+def test_the_gradients_of_a_train_step_are_the_hand_count(point, scanned):
+    """Of each product two more: one for each factor. What is computed again counts again."""
+    definition = definition_of(point, scanned)
+    config, width, parts = definition.config, 60, 2
+
+    def counted(definition):
+        shapes = [x.shape for x in rows_of(width)]
+        arrays = [
+            jax.ShapeDtypeStruct((parts, *shape), dtype)
+            for shape, dtype in (
+                *zip(shapes, (jnp.int32, jnp.bool_), strict=True),
+                ((ROWS,), jnp.int32),
+                ((ROWS,), jnp.float32),
+            )
+        ]
+        gradients = functools.partial(accumulate_gradients, definition)
+        params = transformer.abstract_params(definition)
+        return executed_flops(gradients, params, TrainBatch(*arrays))
+
+    row = of_layers(config, width, width, reads=1) + config.width * definition.num_classes
+    whole = 3 * 2 * parts * ROWS * row
+    assert counted(definition) == whole
+
+    # Of the middle blocks all products are run again but two: nobody asks for the results of the
+    # output and the down projection again.
+    again = counted(dataclasses.replace(definition, remat="blocks"))
+    project, _ = linear_terms(config)
+    rerun = project + config.width * config.hidden + 2 * config.width * width
+    assert again - whole == 2 * parts * ROWS * (config.layers - 1) * width * rerun
+
+
+def test_a_program_on_several_devices_counts_all_of_them():
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    x = jax.ShapeDtypeStruct((12, 4), jnp.float32)
+
+    sharded = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(split, whole), out_specs=split)
+
+    assert executed_flops(sharded, x, Y) == executed_flops(jnp.matmul, x, Y) == 2 * 12 * 4 * 5

@@ -325,6 +325,21 @@ def test_compute_is_counted_by_epoch(trainer):
     assert trainer.executed_flops() > 0
 
 
+def test_padding_counts_as_far_as_the_longest_of_a_microbatch(make_victim):
+    config = dataclasses.replace(CONFIG, count_padding=True)
+    trainer = Trainer(make_victim(), config, labelled(), seed=3)
+    params, size = trainer._victim.num_params, config.microbatch_size
+    for epoch in (0, 1):
+        tokens = 0
+        for batch in trainer._batches(epoch):
+            for part in np.split(batch.indices, config.batch_size // size):
+                real = [LENGTHS[i] for i in part if i != FILLER]
+                tokens += len(real) * max(real, default=0)
+        assert trainer.algorithmic_flops([epoch]) == 6 * params * tokens > 6 * params * sum(LENGTHS)
+    both = trainer.algorithmic_flops([0]) + trainer.algorithmic_flops([1])
+    assert trainer.algorithmic_flops(range(2)) == both
+
+
 def test_a_text_longer_than_the_context_is_refused(make_victim):
     with pytest.raises(UserError, match="text 1 has .* tokens; .* context of 128"):
         LabelledRows.of_examples(make_victim(), examples(["short", "long " * 300]))
