@@ -264,7 +264,7 @@ def test_a_finished_batch_makes_room_for_the_next(victim, examples, monkeypatch)
 
 def test_a_companion_on_other_devices_is_refused(victim, examples):
     elsewhere = companion_of(victim.tokenizer, 4)
-    with pytest.raises(UserError, match=r"companion tiny lies on 4 devices .* victim tiny on 1"):
+    with pytest.raises(UserError, match=r"companion tiny lies on 4 devices,.* victim tiny on 1,"):
         attack_examples(victim, examples, INSERT, ATTACKS["beast"], companion=elsewhere)
 
 
