@@ -140,12 +140,19 @@ def _report(arguments: list[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("out", None, "folder of the report", flag_values=values)
     flags.DEFINE_string("title", None, "heading", flag_values=values)
+    flags.DEFINE_enum(
+        "pretraining",
+        "corrected",
+        ("corrected", "released"),
+        "compute of published models; released exchanges two as Howe et al. 2024 do",
+        flag_values=values,
+    )
     workdirs = parse(values, arguments, required=("out",))
     if not workdirs:
         raise UserError("no workdir given: robustjax report WORKDIR... --out=FOLDER")
     from robustjax.analysis.report import write_report
 
-    print(write_report(workdirs, values.out, title=values.title))
+    print(write_report(workdirs, values.out, values.title, values.pretraining))
     return 0
 
 

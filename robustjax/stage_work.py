@@ -67,6 +67,7 @@ def finetune_into(
     config: FinetuneConfig,
     *,
     started_from: str = FROM_SCRATCH,
+    pretrain_flops: int | None = None,
 ) -> dict[str, Any]:
     """Trains a victim on clean texts: metrics, checkpoints, model and summary go to the folder.
 
@@ -79,6 +80,8 @@ def finetune_into(
         task: the data.
         config: settings.
         started_from: the checksum of the weights that the victim has, or `FROM_SCRATCH`.
+        pretrain_flops: what these weights cost, None if unknown. A model from scratch has no other
+            pretraining than this training.
 
     Returns:
         The summary.
@@ -91,7 +94,10 @@ def finetune_into(
         folder=folder,
         label=f"{'pretrain' if config.objective == 'lm' else 'finetune'} {identity.point}",
     )
-    return write_summary(folder, identity, summary | {"started_from": started_from})
+    if started_from == FROM_SCRATCH:
+        pretrain_flops = summary["flops_algorithmic"]
+    origin = {"started_from": started_from, "pretrain_flops": pretrain_flops}
+    return write_summary(folder, identity, summary | origin)
 
 
 def attack_into(

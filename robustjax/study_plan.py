@@ -374,12 +374,14 @@ class Planner:
         )
 
     def _finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
+        pretrain_flops = None
         if settings.pretrain is None:
             victim, started_from = self._fresh(point, settings, seed, "classifier"), FROM_SCRATCH
         else:
             base = self._pretrain_folder(point, seed)
             victim = as_classifier(self._load(base, settings), self.task.num_classes, seed)
             started_from = folder_sha256(base / "model", is_ours=True)
+            pretrain_flops = read_json(base / "summary.json")["pretrain_flops"]
         finetune_into(
             folder,
             victim,
@@ -387,6 +389,7 @@ class Planner:
             self.task,
             settings.finetune,
             started_from=started_from,
+            pretrain_flops=pretrain_flops,
         )
 
     def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
@@ -400,8 +403,11 @@ class Planner:
             folder / "model", self._mesh, self._rules, settings.numerics, remat=settings.remat
         )
 
+    def _clean_summary(self, point: str, seed: int) -> dict[str, Any]:
+        return read_json(self._finetune_folder(point, seed) / "summary.json")
+
     def _check_accuracy(self, point: str, seed: int) -> None:
-        summary = read_json(self._finetune_folder(point, seed) / "summary.json")
+        summary = self._clean_summary(point, seed)
         reached, wanted = summary["validation_accuracy"], self._config.evaluation.min_accuracy
         if reached < wanted:
             raise UserError(
@@ -423,7 +429,8 @@ class Planner:
             companion=self._load_companion(settings.advtrain[trained_on], settings),
         )
         identity = self._identity(point, seed)
-        write_summary(folder, identity, summary | {"trained_on": trained_on})
+        origin = {"pretrain_flops": self._clean_summary(point, seed)["pretrain_flops"]}
+        write_summary(folder, identity, summary | {"trained_on": trained_on} | origin)
 
     def _attack(
         self,
@@ -444,9 +451,7 @@ class Planner:
             victim = self._load(round_folder(hardened, number), settings)
             rounds = read_json(hardened / "summary.json")["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
-        # Without a pretraining of its own, a point's is its clean training from scratch.
-        first = self._finetune_folder if settings.pretrain is None else self._pretrain_folder
-        pretrain_flops = read_json(first(point, seed) / "summary.json")["flops_algorithmic"]
+        pretrain_flops = self._clean_summary(point, seed)["pretrain_flops"]
         attack_into(
             folder,
             victim,

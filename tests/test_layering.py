@@ -29,9 +29,15 @@ FLOORS = (
     "cli",
     "__main__",
 )
-ANALYSIS_MAY_USE = ("errors", "analysis", "evaluation.records", "evaluation.metrics")
+ANALYSIS_MAY_USE = (
+    "errors",
+    "analysis",
+    "evaluation.records",
+    "evaluation.metrics",
+    "evaluation.pretraining",
+)
 ABOVE_ANALYSIS = ("stage_work", "study_plan", "study", "commands", "cli", "__main__")
-JAX_FREE = ("errors", "data", "analysis", "evaluation.records", "evaluation.metrics")
+JAX_FREE = ("data", *ANALYSIS_MAY_USE)
 MAX_LINES = 500
 
 

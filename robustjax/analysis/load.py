@@ -14,6 +14,7 @@ from pathlib import Path
 
 from robustjax.analysis import stages
 from robustjax.errors import UserError
+from robustjax.evaluation.pretraining import Source
 
 STAGE_DEPTH = {"pretrain": 1, "finetune": 1, "advtrain": 2, "attack": 3}
 """Known kinds, and how many folder levels a study's folder of that name has above its stages."""
@@ -42,8 +43,12 @@ class Study:
     provenance: Mapping[str, tuple[str, ...]]
 
 
-def load_study(paths: Iterable[str | os.PathLike[str]]) -> Study:
+def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "corrected") -> Study:
     """Read all finished stages in or below the folders.
+
+    Args:
+        paths: the folders.
+        pretraining: whose figures are taken for the pretraining of published models.
 
     Raises:
         UserError: a folder is missing, nothing finished is found, a finished stage is damaged, its
@@ -78,7 +83,7 @@ def load_study(paths: Iterable[str | os.PathLike[str]]) -> Study:
             training = stages.read_training(folder, name)
             trainings[claim(("advtrain", training.victim, training.trained_on), folder)] = training
         elif kind == "attack":
-            attack = stages.read_attack(folder, name)
+            attack = stages.read_attack(folder, name, pretraining)
             attacks[claim(("attack", *attack.key), folder)] = attack
         elif "pretrain" not in (kind, folder.parent.name):  # pretraining measures no robustness
             raise UserError(f"{folder} is DONE, but has no summary.json with a known kind")

@@ -18,6 +18,7 @@ from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.groups import groups as split_groups
 from robustjax.analysis.load import Study, load_study
 from robustjax.errors import UserError
+from robustjax.evaluation.pretraining import Source
 from robustjax.evaluation.records import canonical_json
 
 FIGURE_STEMS = (
@@ -31,6 +32,7 @@ def write_report(
     paths: Iterable[str | os.PathLike[str]],
     out_dir: str | os.PathLike[str],
     title: str | None = None,
+    pretraining: Source = "corrected",
 ) -> Path:
     """Write a report on everything finished in some folders.
 
@@ -39,6 +41,7 @@ def write_report(
         out_dir: made if missing. Figures and tables of an older report in it are replaced, and
             removed where this report has none; other files stay.
         title: headline of the page.
+        pretraining: whose figures are taken for the pretraining of published models.
 
     Returns:
         The path of `index.html`, which holds all figures and needs no other file.
@@ -50,7 +53,7 @@ def write_report(
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"{out_dir} is a file; give a folder for the report")
-    files = _render(load_study(paths), title)
+    files = _render(load_study(paths, pretraining), title)
     out_dir.mkdir(parents=True, exist_ok=True)
     # Everything is on the disk before the first old file goes, so a full disk destroys nothing.
     staging = Path(tempfile.mkdtemp(prefix=".report-", dir=out_dir.resolve().parent))

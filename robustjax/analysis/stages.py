@@ -13,6 +13,7 @@ from typing import Any
 
 from robustjax.errors import UserError
 from robustjax.evaluation import records as attack_records
+from robustjax.evaluation.pretraining import Source, pretrain_flops
 
 UNDEFENDED = "none"
 """Value of `trained_on` for a victim without adversarial training."""
@@ -157,8 +158,11 @@ def read_training(folder: Path, source: str) -> AdversarialTraining:
     )
 
 
-def read_attack(folder: Path, source: str) -> AttackRun:
+def read_attack(folder: Path, source: str, pretraining: Source = "corrected") -> AttackRun:
     """Read an attack: its identity from the summary, its metrics from the records.
+
+    What the pretraining of a published model cost is looked up by its name, whatever the summary
+    says, so that a table put right later holds for older runs too.
 
     Raises:
         UserError: summary or records are damaged, or they contradict each other.
@@ -179,11 +183,13 @@ def read_attack(folder: Path, source: str) -> AttackRun:
             f"{summary.file}: trained_on={trained_on!r} does not go with round={training_round}; "
             f"round 0 is the victim trained on {UNDEFENDED!r}"
         )
+    victim = summary.victim()
+    published = pretrain_flops(victim.point, pretraining)
     flops = sum(record.flops_algorithmic for record in records if record.attacked)
     steps = metrics["num_attacked"] * metrics["iterations"]
     return AttackRun(
         source=source,
-        victim=summary.victim(),
+        victim=victim,
         attack="".join(
             (
                 summary.string("attack"),
@@ -195,7 +201,7 @@ def read_attack(folder: Path, source: str) -> AttackRun:
         trained_on=trained_on,
         round=training_round,
         defence_flops=summary.integer("defence_flops"),
-        pretrain_flops=summary.number("pretrain_flops", default=None),
+        pretrain_flops=published or summary.number("pretrain_flops", default=None),
         metrics=metrics,
         flops_per_iteration=flops / steps if steps else math.nan,
     )

@@ -144,7 +144,7 @@ def run_advtrain_command(config: AdvtrainRunConfig, workdir: str | Path) -> Path
         companion=second,
         evaluate=held_out.evaluate,
     )
-    summary = write_summary(folder, identity, summary)
+    summary = write_summary(folder, identity, summary | {"pretrain_flops": past.pretrain_flops})
     stage.finish()
     workdirs.say("advtrain", held_out.result(summary["rounds"]))
     return folder

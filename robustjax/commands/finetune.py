@@ -89,6 +89,10 @@ class _Start:
     def weights(self) -> str:
         return FROM_SCRATCH if self.given is None else self.given.weights
 
+    @property
+    def pretrain_flops(self) -> int | None:
+        return None if self.given is None else given_model.read_past(self.given)[1].pretrain_flops
+
     def identity(self, task: Task) -> Identity:
         if self.given is not None:
             return Identity(self.given.point, self.given.family, task.name, self.config.seed)
@@ -176,6 +180,7 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
         task,
         config.training,
         started_from=start.weights,
+        pretrain_flops=start.pretrain_flops,
     )
     stage.finish()
     workdirs.say(

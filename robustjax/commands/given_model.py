@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation import pretraining
 from robustjax.models import registry
 from robustjax.models.checksum import folder_sha256
 from robustjax.models.hf_load import classes_of_head, has_lm_head, read_hugging_face_config
@@ -22,7 +23,7 @@ from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
 from robustjax.runtime.checkpoint import load_metadata
 from robustjax.runtime.runlog import read_json
-from robustjax.stage_work import FROM_SCRATCH, Past
+from robustjax.stage_work import Past
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +176,14 @@ def read_past(given: GivenModel) -> tuple[int, Past]:
     run, number = _run_of(given)
     path = run / "summary.json"
     summary = read_json(path) if given.is_ours and path.is_file() else {}
-    if summary.get("kind") == "finetune" and not number:
-        is_whole = summary.get("started_from") == FROM_SCRATCH  # absent in older runs
-        flops = summary["flops_algorithmic"] if is_whole else None
-        return summary["victim_seed"], Past(pretrain_flops=flops)
-    if summary.get("kind") == "advtrain" and number:
+    kind = summary.get("kind")
+    if kind in ("finetune", "pretrain") and not number:
+        return summary["victim_seed"], Past(pretrain_flops=summary["pretrain_flops"])
+    if kind == "advtrain" and number:
         spent = summary["rounds"][number - 1]["flops_total"]
-        return summary["victim_seed"], Past(summary["trained_on"], number, spent)
-    return 0, Past()
+        past = Past(summary["trained_on"], number, spent, summary["pretrain_flops"])
+        return summary["victim_seed"], past
+    return 0, Past(pretrain_flops=pretraining.pretrain_flops(given.point))
 
 
 def read_instruction(given: GivenModel) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 
 from robustjax.analysis.load import load_study
 from robustjax.errors import UserError
+from robustjax.evaluation.pretraining import pretrain_flops
 
 SMALL = {"sizes": {"nano-28k": 28_320, "nano-900k": 913_664}, "num_rounds": 2, "num_examples": 8}
 TINY = {"sizes": {"nano-28k": 28_320}, "num_rounds": 1, "num_examples": 4}
@@ -160,6 +161,13 @@ def test_optional_facts_may_be_missing(lone_attack):
     (run,) = load_study([lone_attack(pretrain_flops=None, position=None)]).attacks
     assert run.attack == "gcg"
     assert run.pretrain_flops != run.pretrain_flops
+
+
+@pytest.mark.parametrize("source", ["corrected", "released"])
+def test_the_pretraining_of_a_published_model_is_looked_up(lone_attack, source):
+    folder = lone_attack(point="qwen2.5-3b", pretrain_flops=5)
+    (run,) = load_study([folder], source).attacks
+    assert run.pretrain_flops == pretrain_flops("qwen2.5-3b", source)
 
 
 def test_an_unreadable_manifest_is_mentioned(lone_attack):

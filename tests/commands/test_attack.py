@@ -1,6 +1,8 @@
 """`robustjax attack`: what it leaves, what it refuses, and that it goes on."""
 
 import csv
+import dataclasses
+import json
 import shutil
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from robustjax.commands import given_model
 from robustjax.commands.given_model import GivenModel
 from robustjax.evaluation import records
+from robustjax.evaluation.pretraining import PRETRAIN_FLOPS
 from robustjax.models.model_folder import load_model, save_model
 from robustjax.models.transformer import Definition
 from robustjax.runtime.files import write_json
@@ -38,8 +41,8 @@ def attacked(run, trained, folders):
 def test_what_it_leaves(attacked, trained):
     summary = read(attacked / "summary.json")
     found = records.read_records(attacked / "attack_records.jsonl")
-    for name, value in records.summarise(found).items():
-        assert summary[name] == pytest.approx(value, nan_ok=True), name
+    metrics = json.loads(records.canonical_json(records.summarise(found)))
+    assert {name: summary[name] for name in metrics} == metrics
     assert (summary["num_attacked"], summary["iterations"], summary["seed"]) == (8, 2, 0)
     assert (summary["trained_on"], summary["round"], summary["defence_flops"]) == ("none", 0, 0)
     assert summary["pretrain_flops"] == read(trained / "summary.json")["flops_algorithmic"]
@@ -295,26 +298,25 @@ def test_a_hardened_model_tells_its_past(tmp_path):
     """As the folders of a study lie: RUN/rounds/002/model."""
     rounds = [{"round": 1, "flops_total": 5}, {"round": 2, "flops_total": 9}]
     summary = {"kind": "advtrain", "victim_seed": 3, "trained_on": "gcg", "rounds": rounds}
+    summary["pretrain_flops"] = 4
     write_json(tmp_path / "run" / "summary.json", summary)
     given = given_in(tmp_path / "run" / "rounds" / "002" / "model")
-    assert given_model.read_past(given) == (3, Past("gcg", 2, 9))
+    assert given_model.read_past(given) == (3, Past("gcg", 2, 9, 4))
 
 
-def test_only_training_from_scratch_is_pretraining(tmp_path):
+def test_what_pretraining_cost_is_handed_on(tmp_path):
     given = given_in(tmp_path / "model")
     assert given_model.read_past(given) == (0, Past())
-    for started_from, flops in {"scratch": 7, "0f3a": None}.items():
-        summary = {
-            "kind": "finetune",
-            "victim_seed": 1,
-            "started_from": started_from,
-            "flops_algorithmic": 7,
-        }
-        write_json(tmp_path / "summary.json", summary)
-        assert given_model.read_past(given) == (1, Past(pretrain_flops=flops))
-    del summary["started_from"]  # as runs before there was such a field
-    write_json(tmp_path / "summary.json", summary)
-    assert given_model.read_past(given) == (1, Past())
+    for kind in ("finetune", "pretrain"):
+        for flops in (7, None):
+            summary = {"kind": kind, "victim_seed": 1, "pretrain_flops": flops}
+            write_json(tmp_path / "summary.json", summary)
+            assert given_model.read_past(given) == (1, Past(pretrain_flops=flops))
+
+
+def test_of_published_weights_it_is_looked_up(tmp_path):
+    given = dataclasses.replace(given_in(tmp_path), is_ours=False, point="pythia-70m")
+    assert given_model.read_past(given) == (0, Past(pretrain_flops=PRETRAIN_FLOPS["pythia-70m"]))
 
 
 def test_another_instruction_than_in_training_is_told(run, trained, tmp_path):
