@@ -29,9 +29,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = smoke.get_config(f"task={args['task']},points={points}")
     config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
     config.evaluation.min_accuracy = 0.7
-    config.evaluation.every_round = ()
     with config.evaluation.unlocked():
         del config.evaluation.attacks["random_token"]
+        del config.evaluation.transfer["on_the_way"]
     if not generated:  # longer texts: harder to attack, and each costs more
         config.evaluation.attacks.gcg.num_iterations = 20
         config.evaluation.num_examples = 48

@@ -33,12 +33,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "iterations_per_pass": 32,
         },
     }
-    config.evaluation.every_round = ("gcg",)
+    config.evaluation.transfer = {
+        "before_and_after": {"rounds": "last"},
+        "on_the_way": {
+            "attacks": ("gcg",),
+            "trained_on": ("gcg",),
+            "rounds": "all",
+            "num_examples": 24,
+        },
+    }
     config.evaluation.num_examples = 64  # correctly answered ones
-    config.evaluation.num_examples_between = 24  # after the rounds before the last
     config.evaluation.min_accuracy = 0.9 if generated else 0.0
     config.evaluation.seed = 0
     config.evaluation.companion = ""  # folder of a second model, for attacks that ask one
+    config.evaluation.sampler = None  # or a language model for them that is trained first
 
     # Scaling points.
     names = args["points"].split("+")

@@ -16,6 +16,8 @@ from robustjax.attacks.search import ATTACKS, Attack, SearchConfig, why_companio
 from robustjax.data.tasks import TaskConfig
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
+from robustjax.evaluation.records import UNDEFENDED
+from robustjax.evaluation.transfer import TransferConfig
 from robustjax.models import registry
 from robustjax.models.layers import Numerics
 from robustjax.models.transformer import Remat
@@ -91,29 +93,64 @@ def check_edges_reach(edges: Mapping[str, tuple[int, ...]], context: int) -> Non
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """A language model, trained on the task's texts, that attacks take tokens from.
+
+    Attributes:
+        point: its scaling point.
+        train: how it is trained.
+        seed: of its weights and the order of its batches.
+    """
+
+    point: str
+    train: FinetuneConfig
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
+        if registry.scaling_point(self.point).hub_name:
+            raise UserError(
+                f"point={self.point!r} has published weights: convert them, and name the folder in "
+                "evaluation.companion"
+            )
+        if self.train.objective != "lm":
+            raise UserError(
+                f"train.objective={self.train.objective!r}: a sampler is a language model; set it "
+                "to 'lm'"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured.
 
     Attributes:
         attacks: evaluation attacks by name.
-        every_round: names of attacks that are run after every round of the training attack of the
-            same name; all attacks are run before hardening, and all after the last round.
+        transfer: which of them meet which victims, by names that only people read; by default all
+            attacks are run before hardening and after its last round.
         num_examples: correctly answered validation examples to attack.
-        num_examples_between: the same after the rounds before the last; 0 takes ``num_examples``.
         min_accuracy: least clean accuracy that makes robustness worth measuring; below it the
             study stops.
         seed: seed of the evaluation attacks.
         companion: folder with a model of ours, or workdir of a training, that attacks ask beside
             the victim: BEAST a language model, probe sampling a classifier.
+        sampler: a language model that the study trains first, for attacks to ask.
     """
 
     attacks: dict[str, Attack]
-    every_round: tuple[str, ...] = ("gcg",)
+    transfer: dict[str, TransferConfig] = dataclasses.field(
+        default_factory=lambda: {"before_and_after": TransferConfig()}
+    )
     num_examples: int = 64
-    num_examples_between: int = 0
     min_accuracy: float = 0.0
     seed: int = 0
     companion: str = ""
+    sampler: SamplerConfig | None = None
+
+    @property
+    def has_companion(self) -> bool:
+        """Whether there is a model for attacks to ask beside the victim."""
+        return bool(self.companion) or self.sampler is not None
 
     def __post_init__(self) -> None:
         if not self.attacks:
@@ -121,18 +158,27 @@ class EvaluationConfig:
         check_names("attacks", self.attacks)
         for name, attack in self.attacks.items():
             reason = why_companion(attack, "classifier")
-            if reason and not self.companion:
-                raise UserError(f"attacks.{name}: {reason}; set evaluation.companion to its folder")
-        for name in self.every_round:
-            if name not in self.attacks:
-                raise UserError(f"every_round: {name!r} is not in evaluation.attacks")
+            if reason and not self.has_companion:
+                raise UserError(
+                    f"attacks.{name}: {reason}; set evaluation.companion to its folder, or let "
+                    "evaluation.sampler train one"
+                )
+        if self.companion and self.sampler is not None:
+            raise UserError(
+                f"companion={self.companion!r} and sampler={self.sampler.point!r}: attacks ask one "
+                "model; leave one of the two out"
+            )
         if self.num_examples < 1:
             raise UserError(f"num_examples={self.num_examples} must be at least 1")
-        if not 0 <= self.num_examples_between <= self.num_examples:
-            raise UserError(
-                f"num_examples_between={self.num_examples_between} must be at least 0, and at most "
-                f"num_examples={self.num_examples}"
-            )
+        for name, product in self.transfer.items():
+            for wanted in product.attacks:
+                if wanted not in self.attacks:
+                    raise UserError(f"transfer.{name}.attacks: {wanted!r} is not in attacks")
+            if product.num_examples > self.num_examples:
+                raise UserError(
+                    f"transfer.{name}.num_examples={product.num_examples} is more than "
+                    f"num_examples={self.num_examples}; raise that"
+                )
         if not 0 <= self.min_accuracy <= 1:
             raise UserError(f"min_accuracy={self.min_accuracy} is not a share; use 0 to 1")
         check_seed("seed", self.seed)
@@ -179,14 +225,31 @@ class StudyConfig:
             raise UserError(f"seeds={self.seeds}: give at least one, and none twice")
         for seed in self.seeds:
             check_seed("seeds", seed)
+        self._check_transfer()
         for name, point in self.points.items():
             for run, training in point.advtrain.items():
-                if training.needs_companion and not self.evaluation.companion:
+                if training.needs_companion and not self.evaluation.has_companion:
                     raise UserError(
                         f"points.{name}.advtrain.{run}: a training attack asks a second model; set "
-                        "evaluation.companion to its folder"
+                        "evaluation.companion to its folder, or let evaluation.sampler train one"
                     )
             point.check_edges_reach(name, registry.scaling_point(name).config.context)
+
+    def _check_transfer(self) -> None:
+        """Everything that the transfer matrix names is there."""
+        trainings = {UNDEFENDED} | {run for one in self.points.values() for run in one.advtrain}
+        for name, product in self.evaluation.transfer.items():
+            for field, known in (
+                ("trained_on", trainings),
+                ("points", self.points),
+                ("seeds", self.seeds),
+            ):
+                for value in getattr(product, field):
+                    if value not in known:
+                        raise UserError(
+                            f"evaluation.transfer.{name}.{field}: {value!r} is not in this study; "
+                            f"known: {', '.join(map(str, sorted(known)))}"
+                        )
 
 
 def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
@@ -283,7 +346,7 @@ def _suggestion(name: str, known: Mapping[str, Any]) -> str:
 def check_names(field: str, names: Iterable[str]) -> None:
     """Raises UserError for a name that cannot be a folder's, or that means "not hardened"."""
     for name in names:
-        if name == "none" or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+        if name == UNDEFENDED or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
             raise UserError(
                 f"{field}: {name!r} is no name; use letters, digits, _, - and ., a letter first"
             )

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robustjax.analysis.stages import UNDEFENDED
 from robustjax.attacks.search import Attack, SearchConfig
 from robustjax.data.prompts import ChunkKind, Example, Task
 from robustjax.data.tasks import TaskConfig
 from robustjax.evaluation import records
 from robustjax.evaluation.evaluate import attack_examples
+from robustjax.evaluation.records import UNDEFENDED
 from robustjax.models.victim import Victim
 from robustjax.runtime.runlog import read_json, versions, write_json
 from robustjax.settings import describe

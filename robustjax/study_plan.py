@@ -1,7 +1,7 @@
 """What a study is made of: a list of stages in a fixed order.
 
-    tokenizer -> per scaling point and seed: (pretrain) -> fine-tune -> attack -> adversarial rounds
-    (one run for each training attack) -> attack every round -> report
+    tokenizer -> (sampler) -> per scaling point and seed: (pretrain) -> fine-tune -> attack ->
+    adversarial rounds (one run for each training attack) -> attack what is left of them -> report
 
 A stage owns a folder below the workdir, names in its hash everything that defines its result (its
 own settings and, through the hash, those of the stages before it), and is skipped when it is done.
@@ -10,44 +10,32 @@ Meshes, workers, paths, checkpoint intervals and the bar for accuracy are outsid
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robustjax.analysis.report import write_report
-from robustjax.analysis.stages import UNDEFENDED
 from robustjax.attacks.search import Attack, check_companion, module_of
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation.records import UNDEFENDED
+from robustjax.evaluation.transfer import Cell, cells
 from robustjax.models import registry
-from robustjax.models.checksum import folder_sha256
-from robustjax.models.classifier_head import as_classifier
-from robustjax.models.fresh import fresh_victim, ladder_tokenizer
-from robustjax.models.model_folder import find_model, load_model, stored_definition
-from robustjax.models.transformer import Definition, Head
-from robustjax.models.victim import Victim
+from robustjax.models.fresh import ladder_tokenizer
+from robustjax.models.model_folder import find_model, stored_definition
+from robustjax.models.transformer import Definition
 from robustjax.runtime.checkpoint import load_metadata
-from robustjax.runtime.mesh import AxisRules, make_mesh
-from robustjax.runtime.runlog import config_hash, read_json
+from robustjax.runtime.mesh import make_mesh
+from robustjax.runtime.runlog import config_hash
 from robustjax.runtime.stages import Stage
 from robustjax.runtime.workers import Job
-from robustjax.settings import PointConfig, StudyConfig, describe
-from robustjax.stage_work import (
-    FROM_SCRATCH,
-    Identity,
-    Past,
-    attack_into,
-    finetune_into,
-    task_leaves,
-    without,
-    write_summary,
-)
-from robustjax.training.adversarial import AdversarialConfig, train_adversarially
+from robustjax.settings import PointConfig, SamplerConfig, StudyConfig, describe
+from robustjax.stage_work import task_leaves, without
+from robustjax.study_work import StoredModel, StudyWork
+from robustjax.training.adversarial import AdversarialConfig
 from robustjax.training.finetune import FinetuneConfig
 from robustjax.training.loop import OUTSIDE_RESULTS
-from robustjax.training.rounds import round_folder
 
 SCHEMA_VERSION = 1
 """Raised when the meaning of a hashed leaf changes."""
@@ -80,25 +68,6 @@ class PlannedStage:
         self.stage.finish()
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredModel:
-    """A model of ours on the disk, or one that will be there."""
-
-    folder: Path
-    definition: Definition
-    tokenizer: Tokenizer
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return str(self.folder)
-
-    @functools.cached_property
-    def weights(self) -> str:
-        """The checksum of its weights."""
-        return folder_sha256(self.folder, is_ours=True)
-
-
 class Planner:
     """Lists the stages; a stage knows the ones it stands on by their hashes.
 
@@ -112,8 +81,7 @@ class Planner:
         self._all_of_task, self.task = task, task
         self.left_out = ""
         self._check_data(task)
-        self._mesh = make_mesh(config.mesh)
-        self._rules = AxisRules()
+        make_mesh(config.mesh)  # refuses one that the devices do not make up
         self._stages: list[PlannedStage] = []
 
     def plan(self) -> list[PlannedStage]:
@@ -123,19 +91,29 @@ class Planner:
             UserError: examples that do not fit, a task too small for the settings, or a point
                 that was trained already and does not reach `min_accuracy`.
         """
-        tokenizer = self._add("tokenizer", {"vocab": registry.NANO_VOCAB}, self._save_tokenizer)
+        tokenizer = self._add(
+            "tokenizer",
+            {"vocab": registry.NANO_VOCAB},
+            lambda folder: self._work.save_tokenizer(folder),
+        )
         self._tokenizer = (
             Tokenizer.load(tokenizer.folder)
             if tokenizer.stage.is_done()
-            else self._train_tokenizer()
+            else ladder_tokenizer(example.text for example in self._all_of_task.split("train"))
         )
         self._companion = self._find_companion()
         self._leave_out_what_is_too_long()
+        if self._config.evaluation.sampler is not None:
+            self._companion = self._add_sampler(self._config.evaluation.sampler, tokenizer)
+        self._check_companion()
+        self._work = StudyWork(
+            self._config, self._workdir, self.task, self._tokenizer, self._companion
+        )
         points = self._config.points  # a config sorts them by name
         for point in sorted(points, key=_size):
             for seed in self._config.seeds:
                 self._add_point(point, points[point], seed, tokenizer)
-        self._add("report", {"stages": self.leaves}, self._report)
+        self._add("report", {"stages": self.leaves}, self._work.report)
         return self._stages
 
     @property
@@ -155,15 +133,50 @@ class Planner:
                 "folder or the workdir of a training"
             )
         definition = stored_definition(folder, load_metadata(folder))
-        found = StoredModel(folder, definition, Tokenizer.load(folder))
+        return StoredModel(folder, definition, Tokenizer.load(folder))
+
+    def _add_sampler(self, sampler: SamplerConfig, tokenizer: PlannedStage) -> StoredModel:
+        """The stage that trains it, before all that may ask it."""
+        stage = self._add(
+            "sampler",
+            {
+                "point": sampler.point,
+                "seed": sampler.seed,
+                "pretrain": _training_leaves(sampler.train),
+            },
+            lambda folder: self._work.train_sampler(folder, sampler),
+            tokenizer,
+        )
+        shape = registry.scaling_point(sampler.point).config
+        definition = Definition(shape, head="lm", **registry.layer_loop(shape))
+        digest = stage.stage.config_hash
+        return StoredModel(stage.folder / "model", definition, self._tokenizer, digest)
+
+    def _check_companion(self) -> None:
+        """That the second model goes together with every victim whose attacks ask it."""
+        if self._companion is None:
+            return
         for point in self._config.points:
             shape = registry.scaling_point(point).config
             answers = Definition(shape, num_classes=self.task.num_classes)
             victim = StoredModel(Path(point), answers, self._tokenizer)
-            for attack in [*evaluation.attacks.values(), *self._training_attacks(point)]:
+            for attack in [*self._evaluation_attacks(), *self._training_attacks(point)]:
                 if attack.needs_companion:
-                    check_companion(attack, victim, found)
-        return found
+                    check_companion(attack, victim, self._companion)
+
+    def _evaluation_attacks(self) -> list[Attack]:
+        """All that the transfer matrix asks for, each once."""
+        attacks = (
+            cell.attack
+            for point, settings in self._config.points.items()
+            for seed in self._config.seeds
+            for trained_on, rounds in [
+                (UNDEFENDED, 0),
+                *((name, run.num_rounds) for name, run in settings.advtrain.items()),
+            ]
+            for cell in self._cells(point, seed, trained_on, rounds)
+        )
+        return list(dict.fromkeys(attacks))
 
     def _training_attacks(self, point: str) -> list[Attack]:
         runs = self._config.points[point].advtrain.values()
@@ -191,13 +204,15 @@ class Planner:
 
     def _leave_out_what_is_too_long(self) -> None:
         config = self._config
-        attacks = config.evaluation.attacks.values()
+        attacks = self._evaluation_attacks()
         trainings = [run for one in config.points.values() for run in one.advtrain.values()]
         widths = [module_of(attack).slot_width(attack) for attack in attacks]
         positions = [attack.position for attack in attacks]
         widths += [run.slot_width for run in trainings]
         positions += [position for run in trainings for position in run.positions]
         context = min(registry.scaling_point(name).config.context for name in config.points)
+        if self._companion is not None:
+            context = min(context, self._companion.definition.config.context)
         room = context - max(widths)
         given = self.task
         self.task = fit(given, self._tokenizer, room, config.task.too_long, positions)
@@ -233,7 +248,7 @@ class Planner:
         self, point: str, settings: PointConfig, seed: int, tokenizer: PlannedStage
     ) -> None:
         who = f"{point}-s{seed}"
-        evaluation, model = self._config.evaluation, registry.scaling_point(point).config
+        model = registry.scaling_point(point).config
         train = Job(who)
         weights = {
             "point": point,
@@ -246,7 +261,7 @@ class Planner:
             before = self._add(
                 f"pretrain/{who}",
                 weights | {"pretrain": _training_leaves(settings.pretrain)},
-                lambda folder: self._pretrain(folder, point, settings, seed),
+                lambda folder: self._work.pretrain(folder, point, settings, seed),
                 tokenizer,
                 train,
             )
@@ -254,16 +269,14 @@ class Planner:
         trained = self._add(
             f"finetune/{who}",
             weights | {"finetune": _training_leaves(settings.finetune)},
-            lambda folder: self._finetune(folder, point, settings, seed),
+            lambda folder: self._work.finetune(folder, point, settings, seed),
             before,
             train,
         )
         if trained.stage.is_done():
-            self._check_accuracy(point, seed)
-        for name in evaluation.attacks:
-            self._add_attack(
-                point, settings, seed, name, trained, UNDEFENDED, 0, evaluation.num_examples
-            )
+            self._work.check_accuracy(point, seed)
+        for cell in self._cells(point, seed, UNDEFENDED):
+            self._add_attack(point, settings, seed, trained, UNDEFENDED, cell)
         for trained_on, advtrain in settings.advtrain.items():
             harden = Job(f"{who}/{trained_on}", after=who)
             hardened = self._add(
@@ -274,7 +287,7 @@ class Planner:
                     **self._companion_leaves(advtrain),
                 },
                 functools.partial(
-                    self._advtrain,
+                    self._work.advtrain,
                     point=point,
                     settings=settings,
                     seed=seed,
@@ -283,48 +296,40 @@ class Planner:
                 trained,
                 harden,
             )
-            last = advtrain.num_rounds
-            for number in range(1, last + 1):
-                for name in evaluation.attacks:
-                    is_own = name == trained_on and name in evaluation.every_round
-                    if number == last or is_own:
-                        between = evaluation.num_examples_between if number < last else 0
-                        self._add_attack(
-                            point,
-                            settings,
-                            seed,
-                            name,
-                            hardened,
-                            trained_on,
-                            number,
-                            between or evaluation.num_examples,
-                        )
+            for cell in self._cells(point, seed, trained_on, advtrain.num_rounds):
+                self._add_attack(point, settings, seed, hardened, trained_on, cell)
+
+    def _cells(self, point: str, seed: int, trained_on: str, num_rounds: int = 0) -> Iterator[Cell]:
+        """What of the transfer matrix is about one victim."""
+        evaluation = self._config.evaluation
+        return cells(
+            *(evaluation.transfer, evaluation.attacks, evaluation.num_examples),
+            point=point,
+            seed=seed,
+            trained_on=trained_on,
+            num_rounds=num_rounds,
+        )
 
     def _add_attack(
         self,
         point: str,
         settings: PointConfig,
         seed: int,
-        attack: str,
         upstream: PlannedStage,
         trained_on: str,
-        number: int,
-        num_examples: int,
+        cell: Cell,
     ) -> None:
-        evaluation = self._config.evaluation
         self._add(
-            f"attack/{point}-s{seed}/{trained_on}-r{number}/{attack}",
+            f"attack/{point}-s{seed}/{trained_on}-r{cell.round}/{cell.label}",
             {
-                "attack": describe(evaluation.attacks[attack]),
-                "num_examples": num_examples,
-                "seed": evaluation.seed,
-                "round": number,
+                "attack": describe(cell.attack),
+                "num_examples": cell.num_examples,
+                "seed": self._config.evaluation.seed,
+                "round": cell.round,
                 "search": describe(settings.search),
-                **self._companion_leaves(evaluation.attacks[attack]),
+                **self._companion_leaves(cell.attack),
             },
-            lambda folder: self._attack(
-                folder, point, settings, seed, attack, trained_on, number, num_examples
-            ),
+            lambda folder: self._work.attack(folder, point, settings, seed, trained_on, cell),
             upstream,
             upstream.job,
         )
@@ -333,151 +338,7 @@ class Planner:
         """What the hash of an attack, or of a training, names of the model that it asks, if any."""
         if self._companion is None or not asking.needs_companion:
             return {}
-        return {"companion": {"weights": self._companion.weights}}
-
-    def _save_tokenizer(self, folder: Path) -> None:
-        self._tokenizer.save(folder)
-
-    def _train_tokenizer(self) -> Tokenizer:
-        return ladder_tokenizer(example.text for example in self._all_of_task.split("train"))
-
-    def _identity(self, point: str, seed: int) -> Identity:
-        return Identity(point, registry.scaling_point(point).family, self.task.name, seed)
-
-    def _finetune_folder(self, point: str, seed: int) -> Path:
-        return self._workdir / "finetune" / f"{point}-s{seed}"
-
-    def _pretrain_folder(self, point: str, seed: int) -> Path:
-        return self._workdir / "pretrain" / f"{point}-s{seed}"
-
-    def _fresh(self, point: str, settings: PointConfig, seed: int, head: Head) -> Victim:
-        return fresh_victim(
-            point,
-            self._tokenizer,
-            num_classes=self.task.num_classes,
-            seed=seed,
-            mesh=self._mesh,
-            rules=self._rules,
-            numerics=settings.numerics,
-            remat=settings.remat,
-            head=head,
-        )
-
-    def _pretrain(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
-        assert settings.pretrain is not None  # or there would be no such stage
-        finetune_into(
-            folder,
-            self._fresh(point, settings, seed, "lm"),
-            self._identity(point, seed),
-            self.task,
-            settings.pretrain,
-        )
-
-    def _finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
-        pretrain_flops = None
-        if settings.pretrain is None:
-            victim, started_from = self._fresh(point, settings, seed, "classifier"), FROM_SCRATCH
-        else:
-            base = self._pretrain_folder(point, seed)
-            victim = as_classifier(self._load(base, settings), self.task.num_classes, seed)
-            started_from = folder_sha256(base / "model", is_ours=True)
-            pretrain_flops = read_json(base / "summary.json")["pretrain_flops"]
-        finetune_into(
-            folder,
-            victim,
-            self._identity(point, seed),
-            self.task,
-            settings.finetune,
-            started_from=started_from,
-            pretrain_flops=pretrain_flops,
-        )
-
-    def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
-        """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
-        self._check_accuracy(point, seed)
-        return self._load(self._finetune_folder(point, seed), settings)
-
-    def _load(self, folder: Path, settings: PointConfig) -> Victim:
-        """What a run of training left in its folder."""
-        return load_model(
-            folder / "model", self._mesh, self._rules, settings.numerics, remat=settings.remat
-        )
-
-    def _clean_summary(self, point: str, seed: int) -> dict[str, Any]:
-        return read_json(self._finetune_folder(point, seed) / "summary.json")
-
-    def _check_accuracy(self, point: str, seed: int) -> None:
-        summary = self._clean_summary(point, seed)
-        reached, wanted = summary["validation_accuracy"], self._config.evaluation.min_accuracy
-        if reached < wanted:
-            raise UserError(
-                f"{point} reaches a clean accuracy of {reached:.3f} on {self.task.name}, below "
-                f"evaluation.min_accuracy={wanted}; train longer (points.{point}.finetune) in "
-                "another --workdir, or lower the bar"
-            )
-
-    def _advtrain(
-        self, folder: Path, point: str, settings: PointConfig, seed: int, trained_on: str
-    ) -> None:
-        _, summary = train_adversarially(
-            self._trained(point, settings, seed),
-            self.task,
-            settings.advtrain[trained_on],
-            seed=seed,
-            folder=folder,
-            label=f"advtrain {point} {trained_on}",
-            companion=self._load_companion(settings.advtrain[trained_on], settings),
-        )
-        identity = self._identity(point, seed)
-        origin = {"pretrain_flops": self._clean_summary(point, seed)["pretrain_flops"]}
-        write_summary(folder, identity, summary | {"trained_on": trained_on} | origin)
-
-    def _attack(
-        self,
-        folder: Path,
-        point: str,
-        settings: PointConfig,
-        seed: int,
-        name: str,
-        trained_on: str,
-        number: int,
-        num_examples: int,
-    ) -> None:
-        evaluation = self._config.evaluation
-        if number == 0:
-            victim, defence_flops = self._trained(point, settings, seed), 0
-        else:
-            hardened = self._workdir / "advtrain" / f"{point}-s{seed}" / trained_on
-            victim = self._load(round_folder(hardened, number), settings)
-            rounds = read_json(hardened / "summary.json")["rounds"]
-            defence_flops = rounds[number - 1]["flops_total"]
-        pretrain_flops = self._clean_summary(point, seed)["pretrain_flops"]
-        attack_into(
-            folder,
-            victim,
-            self._identity(point, seed),
-            Past(trained_on, number, defence_flops, pretrain_flops),
-            self.task.split("validation"),
-            self.task.chunk_kinds,
-            name,
-            evaluation.attacks[name],
-            seed=evaluation.seed,
-            search=settings.search,
-            num_examples=num_examples,
-            label=f"attack {point} {trained_on}-r{number} {name}",
-            companion=self._load_companion(evaluation.attacks[name], settings),
-        )
-
-    def _load_companion(
-        self, asking: Attack | AdversarialConfig, settings: PointConfig
-    ) -> Victim | None:
-        if self._companion is None or not asking.needs_companion:
-            return None
-        folder = self._companion.folder
-        return load_model(folder, self._mesh, self._rules, settings.numerics, remat=settings.remat)
-
-    def _report(self, folder: Path) -> None:
-        write_report([self._workdir], folder)
+        return {"companion": self._companion.leaves}
 
 
 def _training_leaves(config: FinetuneConfig) -> dict[str, Any]:

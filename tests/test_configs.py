@@ -30,6 +30,7 @@ EXPERIMENTS = sorted(
 SETTINGS = {
     "smoke": StudyConfig,
     "hardening": StudyConfig,
+    "transfer": StudyConfig,
     "finetune": FinetuneRunConfig,
     "advtrain": AdvtrainRunConfig,
     "attack": AttackRunConfig,

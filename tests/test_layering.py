@@ -22,6 +22,7 @@ FLOORS = (
     "planning",
     "settings",
     "stage_work",
+    "study_work",
     "study_plan",
     "study",
     "commands",
@@ -36,7 +37,7 @@ ANALYSIS_MAY_USE = (
     "evaluation.metrics",
     "evaluation.pretraining",
 )
-ABOVE_ANALYSIS = ("stage_work", "study_plan", "study", "commands", "cli", "__main__")
+ABOVE_ANALYSIS = ("stage_work", "study_work", "study_plan", "study", "commands", "cli", "__main__")
 JAX_FREE = ("data", *ANALYSIS_MAY_USE)
 MAX_LINES = 500
 

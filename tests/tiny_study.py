@@ -52,9 +52,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = (0,)
     config.evaluation = {
         "attacks": {"gcg": gcg, "random_token": random_token},
-        "every_round": ("gcg",),
+        "transfer": {
+            "before_and_after": {"rounds": "last"},
+            "on_the_way": {
+                "attacks": ("gcg",),
+                "trained_on": ("gcg",),
+                "rounds": "all",
+                "num_examples": 6,
+            },
+        },
         "num_examples": 8,
-        "num_examples_between": 6,
         "min_accuracy": 0.0,
         "seed": 0,
     }

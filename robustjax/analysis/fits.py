@@ -9,8 +9,8 @@ import numpy as np
 
 from robustjax.analysis import tables
 from robustjax.analysis.groups import Group
-from robustjax.analysis.stages import UNDEFENDED
 from robustjax.evaluation import metrics
+from robustjax.evaluation.records import UNDEFENDED
 
 ATTACK_SLOPE_DEFINITION = (
     "Ordinary least squares with intercept of log10(ASR / (1 - ASR)) on log10(cumulative "

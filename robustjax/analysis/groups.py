@@ -6,12 +6,12 @@ from typing import Any
 from robustjax.analysis import labels
 from robustjax.analysis.load import Study
 from robustjax.analysis.stages import (
-    UNDEFENDED,
     AdversarialTraining,
     AttackRun,
     Finetune,
     Victim,
 )
+from robustjax.evaluation.records import UNDEFENDED
 
 Row = dict[str, Any]
 

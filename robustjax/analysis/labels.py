@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from robustjax.analysis.stages import UNDEFENDED, Victim
+from robustjax.analysis.stages import Victim
+from robustjax.evaluation.records import UNDEFENDED
 
 _NAMES = {
     "gcg": "GCG",

@@ -6,7 +6,7 @@ from robustjax.analysis import canvas
 from robustjax.analysis.canvas import Line, Panel, Point, XAxis
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_name, condition_name
-from robustjax.analysis.stages import UNDEFENDED
+from robustjax.evaluation.records import UNDEFENDED
 
 Value = Callable[[Row], tuple[float, float, float]]
 """Picks value, lower and upper bound from a row."""

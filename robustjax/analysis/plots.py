@@ -8,8 +8,7 @@ from robustjax.analysis import canvas, captions, layout, tables
 from robustjax.analysis.canvas import Line, Panel, XAxis, YAxis
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
-from robustjax.analysis.stages import UNDEFENDED
-from robustjax.evaluation.records import rate_names
+from robustjax.evaluation.records import UNDEFENDED, rate_names
 
 
 @dataclasses.dataclass(frozen=True)

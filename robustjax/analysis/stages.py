@@ -14,9 +14,7 @@ from typing import Any
 from robustjax.errors import UserError
 from robustjax.evaluation import records as attack_records
 from robustjax.evaluation.pretraining import Source, pretrain_flops
-
-UNDEFENDED = "none"
-"""Value of `trained_on` for a victim without adversarial training."""
+from robustjax.evaluation.records import UNDEFENDED
 
 SUMMARY_FILE = "summary.json"
 RECORDS_FILE = "attack_records.jsonl"

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from robustjax.analysis import rates
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import base_name
-from robustjax.analysis.stages import UNDEFENDED, AttackRun, Victim
+from robustjax.analysis.stages import AttackRun, Victim
+from robustjax.evaluation.records import UNDEFENDED
 
 
 def clean_accuracy(group: Group) -> list[Row]:

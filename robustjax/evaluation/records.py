@@ -21,6 +21,7 @@ from robustjax.evaluation import metrics, strict_json
 from robustjax.evaluation.strict_json import canonical_json, write_text_atomic
 
 __all__ = [
+    "UNDEFENDED",
     "AttackRecord",
     "IterationRecord",
     "RateNames",
@@ -34,6 +35,9 @@ __all__ = [
     "write_records",
     "write_text_atomic",
 ]
+
+UNDEFENDED = "none"
+"""What a victim is "trained on" that was not hardened."""
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,239 @@
+"""What the stages of a study do in their folders, given the one config of the whole."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from robustjax.analysis.report import write_report
+from robustjax.attacks.search import Attack
+from robustjax.data.prompts import Task
+from robustjax.data.tokens import Tokenizer
+from robustjax.errors import UserError
+from robustjax.evaluation.transfer import Cell
+from robustjax.models import registry
+from robustjax.models.checksum import folder_sha256
+from robustjax.models.classifier_head import as_classifier
+from robustjax.models.fresh import fresh_victim
+from robustjax.models.model_folder import load_model
+from robustjax.models.transformer import Definition, Head
+from robustjax.models.victim import Victim
+from robustjax.runtime.mesh import AxisRules, make_mesh
+from robustjax.runtime.runlog import read_json
+from robustjax.settings import PointConfig, SamplerConfig, StudyConfig
+from robustjax.stage_work import (
+    FROM_SCRATCH,
+    Identity,
+    Past,
+    attack_into,
+    finetune_into,
+    write_summary,
+)
+from robustjax.training.adversarial import AdversarialConfig, train_adversarially
+from robustjax.training.finetune import FinetuneConfig
+from robustjax.training.rounds import round_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model of ours on the disk, or one that will be there.
+
+    Attributes:
+        made_by: the hash of the stage that leaves it; None of one that was there before.
+    """
+
+    folder: Path
+    definition: Definition
+    tokenizer: Tokenizer
+    made_by: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.folder)
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, str]:
+        """What defines its weights."""
+        if self.made_by is not None:
+            return {"stage": self.made_by}
+        return {"weights": folder_sha256(self.folder, is_ours=True)}
+
+
+_RULES = AxisRules()
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyWork:
+    """Everything that a stage needs to do its work.
+
+    Attributes:
+        config: the study.
+        workdir: where its stages are.
+        task: the data, without the examples that do not fit.
+        tokenizer: of the ladder.
+        companion: the second model of the attacks that ask one, or None.
+    """
+
+    config: StudyConfig
+    workdir: Path
+    task: Task
+    tokenizer: Tokenizer
+    companion: StoredModel | None
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return make_mesh(self.config.mesh)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Leaves the ladder's tokenizer."""
+        self.tokenizer.save(folder)
+
+    def train_sampler(self, folder: Path, sampler: SamplerConfig) -> None:
+        """Trains the language model that attacks ask."""
+        settings = PointConfig(FinetuneConfig(), {})
+        self._train_language_model(folder, sampler.point, settings, sampler.seed, sampler.train)
+
+    def _identity(self, point: str, seed: int) -> Identity:
+        return Identity(point, registry.scaling_point(point).family, self.task.name, seed)
+
+    def _finetune_folder(self, point: str, seed: int) -> Path:
+        return self.workdir / "finetune" / f"{point}-s{seed}"
+
+    def _pretrain_folder(self, point: str, seed: int) -> Path:
+        return self.workdir / "pretrain" / f"{point}-s{seed}"
+
+    def _fresh(self, point: str, settings: PointConfig, seed: int, head: Head) -> Victim:
+        return fresh_victim(
+            point,
+            self.tokenizer,
+            num_classes=self.task.num_classes,
+            seed=seed,
+            mesh=self._mesh,
+            rules=_RULES,
+            numerics=settings.numerics,
+            remat=settings.remat,
+            head=head,
+        )
+
+    def pretrain(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
+        """Trains a point as a language model."""
+        assert settings.pretrain is not None  # or there would be no such stage
+        self._train_language_model(folder, point, settings, seed, settings.pretrain)
+
+    def _train_language_model(
+        self, folder: Path, point: str, settings: PointConfig, seed: int, config: FinetuneConfig
+    ) -> None:
+        victim = self._fresh(point, settings, seed, "lm")
+        finetune_into(folder, victim, self._identity(point, seed), self.task, config)
+
+    def finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
+        """Trains a point as a classifier, from its pretraining if it has any."""
+        pretrain_flops = None
+        if settings.pretrain is None:
+            victim, started_from = self._fresh(point, settings, seed, "classifier"), FROM_SCRATCH
+        else:
+            base = self._pretrain_folder(point, seed)
+            victim = as_classifier(self._load(base, settings), self.task.num_classes, seed)
+            started_from = folder_sha256(base / "model", is_ours=True)
+            pretrain_flops = read_json(base / "summary.json")["pretrain_flops"]
+        finetune_into(
+            folder,
+            victim,
+            self._identity(point, seed),
+            self.task,
+            settings.finetune,
+            started_from=started_from,
+            pretrain_flops=pretrain_flops,
+        )
+
+    def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
+        """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
+        self.check_accuracy(point, seed)
+        return self._load(self._finetune_folder(point, seed), settings)
+
+    def _load(self, folder: Path, settings: PointConfig) -> Victim:
+        """What a run of training left in its folder."""
+        return load_model(
+            folder / "model", self._mesh, _RULES, settings.numerics, remat=settings.remat
+        )
+
+    def _clean_summary(self, point: str, seed: int) -> dict[str, Any]:
+        return read_json(self._finetune_folder(point, seed) / "summary.json")
+
+    def check_accuracy(self, point: str, seed: int) -> None:
+        """Raises UserError if a trained classifier is not worth attacking."""
+        summary = self._clean_summary(point, seed)
+        reached, wanted = summary["validation_accuracy"], self.config.evaluation.min_accuracy
+        if reached < wanted:
+            raise UserError(
+                f"{point} reaches a clean accuracy of {reached:.3f} on {self.task.name}, below "
+                f"evaluation.min_accuracy={wanted}; train longer (points.{point}.finetune) in "
+                "another --workdir, or lower the bar"
+            )
+
+    def advtrain(
+        self, folder: Path, point: str, settings: PointConfig, seed: int, trained_on: str
+    ) -> None:
+        """Hardens a point's classifier."""
+        _, summary = train_adversarially(
+            self._trained(point, settings, seed),
+            self.task,
+            settings.advtrain[trained_on],
+            seed=seed,
+            folder=folder,
+            label=f"advtrain {point} {trained_on}",
+            companion=self._load_companion(settings.advtrain[trained_on], settings),
+        )
+        identity = self._identity(point, seed)
+        origin = {"pretrain_flops": self._clean_summary(point, seed)["pretrain_flops"]}
+        write_summary(folder, identity, summary | {"trained_on": trained_on} | origin)
+
+    def attack(
+        self,
+        folder: Path,
+        point: str,
+        settings: PointConfig,
+        seed: int,
+        trained_on: str,
+        cell: Cell,
+    ) -> None:
+        """Attacks a point's classifier, or what a hardening left of it."""
+        number = cell.round
+        if number == 0:
+            victim, defence_flops = self._trained(point, settings, seed), 0
+        else:
+            hardened = self.workdir / "advtrain" / f"{point}-s{seed}" / trained_on
+            victim = self._load(round_folder(hardened, number), settings)
+            rounds = read_json(hardened / "summary.json")["rounds"]
+            defence_flops = rounds[number - 1]["flops_total"]
+        pretrain_flops = self._clean_summary(point, seed)["pretrain_flops"]
+        attack_into(
+            folder,
+            victim,
+            self._identity(point, seed),
+            Past(trained_on, number, defence_flops, pretrain_flops),
+            self.task.split("validation"),
+            self.task.chunk_kinds,
+            cell.name,
+            cell.attack,
+            seed=self.config.evaluation.seed,
+            search=settings.search,
+            num_examples=cell.num_examples,
+            label=f"attack {point} {trained_on}-r{number} {cell.label}",
+            companion=self._load_companion(cell.attack, settings),
+        )
+
+    def _load_companion(
+        self, asking: Attack | AdversarialConfig, settings: PointConfig
+    ) -> Victim | None:
+        if self.companion is None or not asking.needs_companion:
+            return None
+        folder = self.companion.folder
+        return load_model(folder, self._mesh, _RULES, settings.numerics, remat=settings.remat)
+
+    def report(self, folder: Path) -> None:
+        """Writes the report on all that is done."""
+        write_report([self.workdir], folder)
