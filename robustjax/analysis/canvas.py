@@ -1,4 +1,4 @@
-"""Draw panels of lines in one style: the only module that talks to matplotlib."""
+"""Draw panels of lines, and the style of all figures."""
 
 import contextlib
 import dataclasses
@@ -137,7 +137,7 @@ def draw(
     Returns:
         The drawn figure.
     """
-    with _house_style():
+    with house_style():
         columns = min(columns, len(panels))
         rows = math.ceil(len(panels) / columns)
         wide = columns == 1 or len(x_axis.ticks) >= MANY_TICKS
@@ -167,15 +167,16 @@ def draw(
 def png(figure: Figure) -> bytes:
     """The bytes of a PNG file; they depend on the figure and the matplotlib version alone."""
     buffer = io.BytesIO()
-    with _house_style():
+    with house_style():
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 @contextlib.contextmanager
-def _house_style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """Draws with our settings, whatever the user's own are."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's own style must not change a report
+        matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
 

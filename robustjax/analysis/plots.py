@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from robustjax.analysis import canvas, captions, layout, tables
+from robustjax.analysis import canvas, captions, heatmap, layout, tables, transfer
 from robustjax.analysis.canvas import Line, Panel, XAxis, YAxis
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
@@ -40,6 +40,7 @@ def all_figures(group: Group) -> list[ReportFigure]:
         asr_against_defence_compute(group),
         transfer_across_attacks(group),
         transfer_across_iterations(group),
+        transfer_matrix(group),
     ]
 
 
@@ -244,6 +245,28 @@ def transfer_across_iterations(group: Group) -> ReportFigure:
             rows,
             [(attack_name(attack), {"attack": attack}) for attack in attacks],
         ),
+    )
+
+
+def transfer_matrix(group: Group) -> ReportFigure:
+    """Every attack on victims of every defence, a panel a size."""
+    rows = transfer.matrix_rows(group) if group.defences else []
+    drawn = any(row["trials"] for row in rows)
+    matrices = transfer.matrices(group, rows)
+    sentences = (
+        "ASR of the final text, a panel a model size: rows are what victims were trained on, "
+        "columns what they are attacked with (at 0.9 is inside the text, at 0 at its beginning). "
+        "A dash was not measured.",
+        f"Rounds of adversarial training: {transfer.last_rounds(rows)}." if drawn else "",
+        captions.sample(rows, "attacked"),
+        "The CSV has every evaluated round, and strengths of 1, 2, 4, ... iterations.",
+    )
+    return ReportFigure(
+        "transfer_matrix",
+        "Transfer matrix",
+        " ".join(filter(None, sentences)),
+        canvas.png(heatmap.draw_matrices(matrices)) if drawn else b"",
+        rows,
     )
 
 

@@ -70,14 +70,20 @@ def combine(counts: Sequence[Count]) -> Rate:
         num_seeds=len(counts),
         offered=sum(c.offered for c in counts),
         trials=trials,
-        value=statistics.median(rates) if rates else math.nan,
+        value=median(rates),
         low=low,
         high=high,
         interval=interval,
-        smoothed=statistics.median(smooth) if smooth else math.nan,
+        smoothed=median(smooth),
         smoothed_low=smooth_low,
         smoothed_high=smooth_high,
         pooled=successes / trials if trials else math.nan,
         pooled_low=pooled_low,
         pooled_high=pooled_high,
     )
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of what is not NaN; NaN of nothing."""
+    finite = [value for value in values if not math.isnan(value)]
+    return statistics.median(finite) if finite else math.nan

@@ -23,7 +23,7 @@ from robustjax.evaluation.records import canonical_json
 
 FIGURE_STEMS = (
     "clean_accuracy", "asr_vs_size", "asr_vs_attack_compute", "asr_vs_round",
-    "asr_vs_defence_compute", "transfer_attack", "transfer_iterations",
+    "asr_vs_defence_compute", "transfer_attack", "transfer_iterations", "transfer_matrix",
 )  # fmt: skip
 """How the names of figures begin; PNG and CSV files of an older report are recognised by them."""
 

@@ -76,6 +76,7 @@ class AttackRun:
         victim: who was attacked.
         attack: attack label: its name, `+option` for each option that changes its algorithm, and
             `@position` where the slot is no suffix.
+        position: place of its slot; 1 is a suffix, 0 a prefix.
         attack_seed: seed of the attack.
         trained_on: training attack, or `UNDEFENDED` (then `round` is 0).
         round: adversarial training rounds behind the victim.
@@ -88,6 +89,7 @@ class AttackRun:
     source: str
     victim: Victim
     attack: str
+    position: float
     attack_seed: int
     trained_on: str
     round: int
@@ -195,6 +197,7 @@ def read_attack(folder: Path, source: str, pretraining: Source = "corrected") ->
                 "" if suffix else f"@{position:g}",
             )
         ),
+        position=1.0 if suffix else position,
         attack_seed=seeds[0] if seeds else 0,
         trained_on=trained_on,
         round=training_round,

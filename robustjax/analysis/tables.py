@@ -105,7 +105,7 @@ def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
                 reached = [run for run in runs if run.metrics["iterations"] >= iteration]
                 flops = mean(run.flops_per_iteration for run in reached)
                 pretrain_flops = mean(run.pretrain_flops for run in reached)
-                counts = [_asr_count(run, iteration) for run in reached]
+                counts = [asr_count(run, iteration) for run in reached]
                 rows.append(
                     {
                         **group.identity(point),
@@ -158,7 +158,7 @@ def transfer_across_iterations(group: Group) -> list[Row]:
             many = [(run, run.metrics["iterations"]) for run, _ in pairs]
             for series, chosen in (("trained", pairs), ("last", many)):
                 if chosen:
-                    counts = [_asr_count(run, iteration) for run, iteration in chosen]
+                    counts = [asr_count(run, iteration) for run, iteration in chosen]
                     rows.append(
                         {
                             **group.identity(point),
@@ -295,7 +295,8 @@ def _final_count(run: AttackRun) -> rates.Count:
     return rates.Count(metrics["num_broken"], metrics["num_attacked"], metrics["num_examples"])
 
 
-def _asr_count(run: AttackRun, iteration: int) -> rates.Count:
+def asr_count(run: AttackRun, iteration: int) -> rates.Count:
+    """How many examples the text of an iteration broke."""
     attacked = run.metrics["num_attacked"]
     successes = round(run.metrics[run.rate_names.at][str(iteration)] * attacked)
     return rates.Count(successes, attacked, run.metrics["num_examples"])

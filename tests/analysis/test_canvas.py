@@ -37,7 +37,7 @@ def text_boxes(figure):
     for legend in figure.legends:
         texts += [legend.get_title(), *legend.get_texts()]
     for ax in figure.axes:
-        texts.append(ax.title)
+        texts += [ax.title, *ax.texts]
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
             texts += [
@@ -48,7 +48,7 @@ def text_boxes(figure):
     return [
         (text.get_text(), text.get_window_extent(renderer), text.get_rotation() % 90 != 0)
         for text in texts
-        if text.get_text()
+        if text is not None and text.get_text()
     ]
 
 
@@ -104,7 +104,7 @@ def test_the_figures_of_a_study_are_readable(shared_study, monkeypatch):
     plan = {"sizes": {"nano-28k": 28_320, "nano-900k": 913_664}, "num_examples": 32}
     (group,) = groups(load_study([shared_study(**plan)]))
     figures = plots.all_figures(group)
-    assert len(drawn) == len(figures) == 8
+    assert len(drawn) == len(figures) == 9
     for figure in drawn:
         assert_readable(figure)
 
