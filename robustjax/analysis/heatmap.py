@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustjax.analysis.canvas import house_style
 
-CELL_WIDTH, CELL_HEIGHT = 0.72, 0.42
+CELL_WIDTH, CELL_HEIGHT, NAMES_WIDTH, MAX_WIDTH = 0.72, 0.42, 1.6, 9.0
 """Inches."""
 
 _DARK = 0.55
@@ -35,21 +35,21 @@ class Matrix:
     values: Sequence[Sequence[float | None]]
 
 
-def draw_matrices(matrices: Sequence[Matrix], columns: int = 2) -> Figure:
-    """Draw matrices of the same rows and columns side by side.
+def draw_matrices(matrices: Sequence[Matrix]) -> Figure:
+    """Draw matrices of the same rows and columns, as many side by side as there is room for.
 
     Args:
         matrices: at least one.
-        columns: panels a row.
 
     Returns:
         The drawn figure.
     """
     with house_style():
-        columns = min(columns, len(matrices))
-        lines = math.ceil(len(matrices) / columns)
         first = matrices[0]
-        width = columns * CELL_WIDTH * len(first.columns) + 1.6
+        panel_width = CELL_WIDTH * len(first.columns)
+        columns = min(max(1, int((MAX_WIDTH - NAMES_WIDTH) / panel_width)), len(matrices))
+        lines = math.ceil(len(matrices) / columns)
+        width = columns * panel_width + NAMES_WIDTH
         height = lines * (CELL_HEIGHT * len(first.rows) + 0.35) + 1.2
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
         figure = Figure(figsize=(width, height), layout=layout)

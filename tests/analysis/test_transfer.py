@@ -76,11 +76,11 @@ def test_a_position_is_an_attack_of_its_own(lone_attack):
 def test_every_cell_has_its_number_and_fits_its_box():
     matrix = Matrix("1M", ("undefended", "trained on GCG"), ("GCG", "GCG at 0.9", "BEAST"),
                     ((1.0, 0.5, None), (0.0, math.nan, 0.25)))  # fmt: skip
-    figure = draw_matrices([matrix, matrix, matrix])
+    figure = draw_matrices([matrix] * 4)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     drawn = [ax for ax in figure.axes if ax.texts]
-    assert len(drawn) == 3
+    assert len(drawn) == 4
     for ax in drawn:
         texts = [text.get_text() for text in ax.texts]
         assert texts == ["100%", "50%", "-", "0%", "-", "25%"]
@@ -90,4 +90,4 @@ def test_every_cell_has_its_number_and_fits_its_box():
             assert box.x0 <= extent.x0 and extent.x1 <= box.x1
             assert box.y0 <= extent.y0 and extent.y1 <= box.y1
     assert [label.get_text() for label in drawn[0].get_yticklabels()] == list(matrix.rows)
-    assert [label.get_text() for label in drawn[2].get_xticklabels()] == list(matrix.columns)
+    assert [label.get_text() for label in drawn[3].get_xticklabels()] == list(matrix.columns)
