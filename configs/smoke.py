@@ -47,6 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.seed = 0
     config.evaluation.companion = ""  # folder of a second model, for attacks that ask one
     config.evaluation.sampler = None  # or a language model for them that is trained first
+    config.evaluation.perplexity_filter = None  # or a defence whose detection rates are reported
 
     # Scaling points.
     names = args["points"].split("+")

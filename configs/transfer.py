@@ -7,6 +7,7 @@ One's own texts are `task=jsonl` with `--config.task.train_path` and `validation
 Models are hardened against GCG at the end of the text and against random tokens. Before and after,
 they are attacked with GCG at the end, inside and at the beginning, with random tokens, and with
 BEAST, whose tokens a language model of the smallest point proposes, which the study trains first.
+The same language model is the perplexity filter of which detection rates are reported.
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +32,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
     evaluation = config.evaluation
     evaluation.min_accuracy = 0.7
-    evaluation.num_examples = 32
-    evaluation.attacks.gcg.num_iterations = 12
+    evaluation.num_examples = 24
+    evaluation.attacks.gcg.num_iterations = 8
     with evaluation.unlocked():
         evaluation.attacks.beast = {"name": "beast", "num_iterations": 12, "beam_width": 7}
         evaluation.attacks.beast.branch_factor = 7
@@ -51,6 +52,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "seed": 0,
     }
+    evaluation.perplexity_filter = {"proportion": 0.01, "window": 8}
     for point in config.points.values():
         for run in point.advtrain.values():
             run.num_rounds = args["rounds"]

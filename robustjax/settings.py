@@ -16,6 +16,7 @@ from robustjax.attacks.search import ATTACKS, Attack, SearchConfig, why_companio
 from robustjax.data.tasks import TaskConfig
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
+from robustjax.evaluation.perplexity_filter import PerplexityFilterConfig
 from robustjax.evaluation.records import UNDEFENDED
 from robustjax.evaluation.transfer import TransferConfig
 from robustjax.models import registry
@@ -135,6 +136,8 @@ class EvaluationConfig:
         companion: folder with a model of ours, or workdir of a training, that attacks ask beside
             the victim: BEAST a language model, probe sampling a classifier.
         sampler: a language model that the study trains first, for attacks to ask.
+        perplexity_filter: a defence whose detection rates are reported of every attack; its
+            language model is the companion or the sampler.
     """
 
     attacks: dict[str, Attack]
@@ -146,6 +149,7 @@ class EvaluationConfig:
     seed: int = 0
     companion: str = ""
     sampler: SamplerConfig | None = None
+    perplexity_filter: PerplexityFilterConfig | None = None
 
     @property
     def has_companion(self) -> bool:
@@ -167,6 +171,11 @@ class EvaluationConfig:
             raise UserError(
                 f"companion={self.companion!r} and sampler={self.sampler.point!r}: attacks ask one "
                 "model; leave one of the two out"
+            )
+        if self.perplexity_filter is not None and not self.has_companion:
+            raise UserError(
+                "perplexity_filter asks a language model; set evaluation.companion to its folder, "
+                "or let evaluation.sampler train one"
             )
         if self.num_examples < 1:
             raise UserError(f"num_examples={self.num_examples} must be at least 1")

@@ -10,6 +10,7 @@ from robustjax.data.prompts import ChunkKind, Example, Task
 from robustjax.data.tasks import TaskConfig
 from robustjax.evaluation import records
 from robustjax.evaluation.evaluate import attack_examples
+from robustjax.evaluation.perplexity_filter import PerplexityFilter
 from robustjax.evaluation.records import UNDEFENDED
 from robustjax.models.victim import Victim
 from robustjax.runtime.runlog import read_json, versions, write_json
@@ -115,6 +116,7 @@ def attack_into(
     num_examples: int,
     label: str,
     companion: Victim | None = None,
+    perplexity_filter: PerplexityFilter | None = None,
 ) -> dict[str, Any]:
     """Attacks a victim: records, timing and summary go to the folder.
 
@@ -132,6 +134,8 @@ def attack_into(
         num_examples: correctly answered examples to attack; 0 attacks all.
         label: name on the progress line.
         companion: a second model that the attack asks.
+        perplexity_filter: a defence that the attack does not know of; what it detects stands in
+            the summary.
 
     Returns:
         The summary.
@@ -156,6 +160,9 @@ def attack_into(
         "position": attack.position,
         "seed": seed,
     }
+    if perplexity_filter is not None:
+        detected = perplexity_filter.apply(examples, found, folder)
+        summary["perplexity_filter"] = detected
     write_json(folder / "timing.json", timing.to_json())
     return write_summary(
         folder, identity, summary | dataclasses.asdict(past) | records.summarise(found)

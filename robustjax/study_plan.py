@@ -156,6 +156,12 @@ class Planner:
         """That the second model goes together with every victim whose attacks ask it."""
         if self._companion is None:
             return
+        head = self._companion.definition.head
+        if self._config.evaluation.perplexity_filter is not None and head != "lm":
+            raise UserError(
+                f"evaluation.perplexity_filter asks a language model, and evaluation.companion="
+                f"{self._config.evaluation.companion} is a {head}"
+            )
         for point in self._config.points:
             shape = registry.scaling_point(point).config
             answers = Definition(shape, num_classes=self.task.num_classes)
@@ -328,11 +334,20 @@ class Planner:
                 "round": cell.round,
                 "search": describe(settings.search),
                 **self._companion_leaves(cell.attack),
+                **self._filter_leaves(),
             },
             lambda folder: self._work.attack(folder, point, settings, seed, trained_on, cell),
             upstream,
             upstream.job,
         )
+
+    def _filter_leaves(self) -> dict[str, Any]:
+        """What the hash of an attack names of the filter that looks at its texts, if any."""
+        config = self._config.evaluation.perplexity_filter
+        if config is None or self._companion is None:
+            return {}
+        model = self._companion.leaves
+        return {"perplexity_filter": describe(config) | {"model": model}}
 
     def _companion_leaves(self, asking: Attack | AdversarialConfig) -> dict[str, Any]:
         """What the hash of an attack, or of a training, names of the model that it asks, if any."""

@@ -12,11 +12,13 @@ from robustjax.attacks.search import Attack
 from robustjax.data.prompts import Task
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation.perplexity_filter import PerplexityFilter, prepare_filter
 from robustjax.evaluation.transfer import Cell
 from robustjax.models import registry
 from robustjax.models.checksum import folder_sha256
 from robustjax.models.classifier_head import as_classifier
 from robustjax.models.fresh import fresh_victim
+from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import load_model
 from robustjax.models.transformer import Definition, Head
 from robustjax.models.victim import Victim
@@ -224,7 +226,18 @@ class StudyWork:
             num_examples=cell.num_examples,
             label=f"attack {point} {trained_on}-r{number} {cell.label}",
             companion=self._load_companion(cell.attack, settings),
+            perplexity_filter=self._perplexity_filter,
         )
+
+    @functools.cached_property
+    def _perplexity_filter(self) -> PerplexityFilter | None:
+        """The defence whose detection rates are reported, prepared on training texts."""
+        config = self.config.evaluation.perplexity_filter
+        if config is None or self.companion is None:
+            return None
+        model = load_model(self.companion.folder, self._mesh, _RULES, Numerics())
+        texts = [example.text for example in self.task.split("train")]
+        return prepare_filter(model, texts, config)
 
     def _load_companion(
         self, asking: Attack | AdversarialConfig, settings: PointConfig

@@ -12,6 +12,7 @@ from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation.perplexity_filter import PerplexityFilterConfig, prepare_filter
 from robustjax.evaluation.records import rate_names
 from robustjax.models.transformer import Head
 from robustjax.runtime.mesh import MeshConfig, make_mesh
@@ -41,6 +42,23 @@ class AttackedModel(ModelConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class FilteredBy(PerplexityFilterConfig):
+    """A perplexity filter that looks at the texts of the attack; none if no model is named.
+
+    Attributes:
+        model: the language model that scores texts; it may be of any family.
+    """
+
+    model: ModelConfig = ModelConfig()
+
+    @property
+    def settings(self) -> PerplexityFilterConfig:
+        """How it scores."""
+        fields = dataclasses.fields(PerplexityFilterConfig)
+        return PerplexityFilterConfig(**{one.name: getattr(self, one.name) for one in fields})
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackRunConfig:
     """An attack on a victim.
 
@@ -55,6 +73,7 @@ class AttackRunConfig:
         mesh: devices.
         companion: a second model, for attacks that ask one: BEAST a language model, probe sampling
             a classifier of the same task.
+        perplexity_filter: a defence whose detection rates are reported.
     """
 
     model: AttackedModel
@@ -66,6 +85,7 @@ class AttackRunConfig:
     search: SearchConfig = SearchConfig()
     mesh: MeshConfig = MeshConfig()
     companion: ModelConfig = ModelConfig()
+    perplexity_filter: FilteredBy = FilteredBy()
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
@@ -88,7 +108,7 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     """
     folder = Path(workdir)
     mesh = make_mesh(config.mesh)
-    given, companion, task = find_inputs(config)
+    given, companion, scorer, task, train_texts = find_inputs(config)
     seed, past = given_model.read_past(given)
     identity = Identity(given.point, given.family, task.name, seed)
     leaves = {
@@ -102,6 +122,10 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     }
     if companion is not None:
         leaves["companion"] = companion.leaves(config.companion.numerics)
+    if scorer is not None:
+        filtered = config.perplexity_filter
+        model = scorer.leaves(filtered.model.numerics)
+        leaves["perplexity_filter"] = describe(filtered.settings) | {"model": model}
     stage = workdirs.claim(
         "attack",
         folder,
@@ -114,6 +138,10 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     if stage is None:
         return folder
     workdirs.note_instruction("attack", given, config.task)
+    perplexity_filter = None
+    if scorer is not None:
+        reader = scorer.load(filtered.model.numerics, mesh)
+        perplexity_filter = prepare_filter(reader, train_texts, filtered.settings)
     summary = attack_into(
         folder,
         given.load(config.model.numerics, mesh),
@@ -128,6 +156,7 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
         num_examples=config.num_examples,
         label=f"attack {given.point} {config.attack.name}",
         companion=None if companion is None else companion.load(config.companion.numerics, mesh),
+        perplexity_filter=perplexity_filter,
     )
     stage.finish()
     workdirs.say("attack", _result(summary))
@@ -140,12 +169,16 @@ class AttackInputs(NamedTuple):
     Attributes:
         victim: the model under attack.
         companion: the model that the attack asks as well, or None.
+        scorer: the language model of the perplexity filter, or None.
         task: of which one split is left, with the examples that fit into the contexts.
+        train_texts: clean texts that the filter is prepared on.
     """
 
     victim: GivenModel
     companion: GivenModel | None
+    scorer: GivenModel | None
     task: Task
+    train_texts: list[str]
 
 
 def find_inputs(config: AttackRunConfig) -> AttackInputs:
@@ -168,7 +201,19 @@ def find_inputs(config: AttackRunConfig) -> AttackInputs:
     context = given.definition.config.context
     if companion is not None:
         context = min(context, companion.definition.config.context)
-    return AttackInputs(given, companion, _only_what_fits(config, whole_task, given, context))
+    scorer = None
+    if config.perplexity_filter.model.is_named:
+        field = "config.perplexity_filter.model"
+        classes = whole_task.num_classes
+        scorer = given_model.find(config.perplexity_filter.model, "lm", classes, field=field)
+        context = min(context, scorer.definition.config.context)
+        if not whole_task.train:
+            raise UserError(
+                "config.perplexity_filter takes its threshold from training texts, and the task "
+                "has none; set config.task.num_train or config.task.train_path"
+            )
+    task = _only_what_fits(config, whole_task, given, context)
+    return AttackInputs(given, companion, scorer, task, [one.text for one in whole_task.train])
 
 
 def _only_what_fits(config: AttackRunConfig, task: Task, given: GivenModel, context: int) -> Task:
@@ -205,4 +250,10 @@ def _result(summary: dict[str, Any]) -> str:
     names = rate_names(summary["variant"])
     low, high = (f"{100 * bound:.0f}" for bound in summary[names.interval])
     rate = f"{100 * summary[names.rate]:.0f} % ({low} to {high})"
-    return f"{right}; {broken} of {attacked} attacked ones broken: {rate}"
+    result = f"{right}; {broken} of {attacked} attacked ones broken: {rate}"
+    if detected := summary.get("perplexity_filter"):
+        hits, alarms = (
+            100 * detected[name] for name in ("true_positive_rate", "false_positive_rate")
+        )
+        result += f"; the filter flags {hits:.0f} % of them, and {alarms:.0f} % of clean texts"
+    return result

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -120,8 +120,23 @@ class Victim:
         Raises:
             UserError: for a row that is empty or longer than the context.
         """
-        check_lengths(rows, self.context)
         out = np.zeros((len(rows), width), np.float32)
+        for chosen, figures in self.score_batches(rows, function, label):
+            out[chosen] = figures
+        return out
+
+    def score_batches(
+        self,
+        rows: Sequence[Sequence[int]],
+        function: Callable[[Definition, Params, Array, Array], Float[Array, "B ..."]],
+        label: str,
+    ) -> Iterator[tuple[list[int], Float[np.ndarray, "..."]]]:
+        """``score`` batch by batch: places of rows, and the figures of each, as wide as they are.
+
+        Raises:
+            UserError: for a row that is empty or longer than the context.
+        """
+        check_lengths(rows, self.context)
         buckets = group_by_bucket([len(row) for row in rows], BUCKET_EDGES)
         with Progress(len(rows), label, "texts", patience=_PATIENCE_SECONDS) as progress:
             for edge, members in buckets.items():
@@ -134,9 +149,8 @@ class Victim:
                     figures = function(
                         self.definition, self.params, *self.put_examples((ids, mask))
                     )
-                    out[chosen] = np.asarray(figures)[: len(chosen)]
+                    yield list(chosen), np.asarray(figures)[: len(chosen)]
                     progress.advance(len(chosen))
-        return out
 
 
 def check_lengths(rows: Sequence[Sequence[int]], context: int) -> None:
