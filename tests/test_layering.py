@@ -33,6 +33,7 @@ FLOORS = (
 ANALYSIS_MAY_USE = (
     "errors",
     "analysis",
+    "evaluation.detection",
     "evaluation.records",
     "evaluation.metrics",
     "evaluation.pretraining",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from robustjax import load_victim, stage_work, study_plan
+from robustjax import load_victim, stage_work, study_work
 from robustjax.analysis.load import load_study
 from robustjax.data.tasks import load_task
 from robustjax.errors import UserError
@@ -98,7 +98,7 @@ def test_pretraining_is_what_an_attack_s_compute_is_compared_with(
     started_from, workdir, monkeypatch
 ):
     past = []
-    monkeypatch.setattr(study_plan, "attack_into", lambda *args, **kwargs: past.append(args[3]))
+    monkeypatch.setattr(study_work, "attack_into", lambda *args, **kwargs: past.append(args[3]))
     plan(settings(), workdir)[ATTACK].execute(workdir / ATTACK)
     pretrained = read(workdir / "pretrain" / WHO / "summary.json")["flops_algorithmic"]
     trained = read(workdir / "finetune" / WHO / "summary.json")["flops_algorithmic"]

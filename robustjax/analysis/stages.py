@@ -13,6 +13,7 @@ from typing import Any
 
 from robustjax.errors import UserError
 from robustjax.evaluation import records as attack_records
+from robustjax.evaluation.detection import SCORES_FILE, detection_metrics, read_scores
 from robustjax.evaluation.pretraining import Source, pretrain_flops
 from robustjax.evaluation.records import UNDEFENDED
 
@@ -84,6 +85,8 @@ class AttackRun:
         pretrain_flops: FLOPs of its pretraining; NaN if unknown.
         metrics: `summarise` of the records.
         flops_per_iteration: algorithmic FLOPs an attacked example and iteration; NaN if none ran.
+        detection: what a perplexity filter makes of it, `detection_metrics` of its scores; empty
+            without a filter.
     """
 
     source: str
@@ -97,6 +100,7 @@ class AttackRun:
     pretrain_flops: float
     metrics: Mapping[str, Any]
     flops_per_iteration: float
+    detection: Mapping[str, Any]
 
     @property
     def rate_names(self) -> attack_records.RateNames:
@@ -205,7 +209,23 @@ def read_attack(folder: Path, source: str, pretraining: Source = "corrected") ->
         pretrain_flops=published or summary.number("pretrain_flops", default=None),
         metrics=metrics,
         flops_per_iteration=flops / steps if steps else math.nan,
+        detection=_detection(folder, summary, records),
     )
+
+
+def _detection(
+    folder: Path, summary: "_Summary", records: Sequence[attack_records.AttackRecord]
+) -> dict[str, Any]:
+    """Recomputed from the scores of a filter; empty if there was none."""
+    if not (folder / SCORES_FILE).exists():
+        return {}
+    stated = summary.object("perplexity_filter")
+    scores = read_scores(folder / SCORES_FILE)
+    if missing := {record.example_id for record in records} - scores.keys():
+        raise UserError(f"{folder / SCORES_FILE}: example_id {min(missing)} has no score")
+    found = detection_metrics(records, scores, stated.number("threshold"))
+    stated.check_against(found)
+    return found
 
 
 class _Summary:
@@ -254,6 +274,11 @@ class _Summary:
             raise UserError(f"{self.file}: {self._prefix}{name} must lie in 0..1, not {value}")
         return value
 
+    def object(self, name: str) -> "_Summary":
+        return _Summary(
+            self.file, self._typed(name, (dict,), "an object"), f"{self._prefix}{name}."
+        )
+
     def inside(self, name: str, index: int) -> "_Summary":
         return _Summary(self.file, self.items(name)[index], f"{self._prefix}{name}[{index}].")
 
@@ -261,9 +286,10 @@ class _Summary:
         for name in sorted(metrics.keys() & self._values.keys()):
             recomputed = json.loads(attack_records.canonical_json(metrics[name]))
             if not _close(self._values[name], recomputed):
+                stated = json.dumps(self._values[name])[:80]
                 raise UserError(
-                    f"{self.file}: {name} is {json.dumps(self._values[name])[:80]}, but the "
-                    f"records beside it give {json.dumps(recomputed)[:80]}"
+                    f"{self.file}: {self._prefix}{name} is {stated}, but the records beside it "
+                    f"give {json.dumps(recomputed)[:80]}"
                 )
 
     def _typed(self, name: str, kinds: Sequence[type], words: str) -> Any:

@@ -227,6 +227,10 @@ def training_rounds(group: Group) -> list[Row]:
     ]
 
 
+_DETECTION = ("true_positive_rate", "false_positive_rate", "attack_success_rate_unflagged")
+"""What of a filter's metrics stands in the table of attack runs."""
+
+
 def attack_runs(group: Group) -> list[Row]:
     """Every attack run with its recomputed metrics; `metric` says what its `asr` is called."""
     columns = (
@@ -254,6 +258,7 @@ def attack_runs(group: Group) -> list[Row]:
             "attack_flops": run.metrics["flops_algorithmic"],
             "attack_flops_executed": run.metrics["flops_executed"],
             "defence_flops": run.defence_flops,
+            **{f"filter_{name}": run.detection.get(name, math.nan) for name in _DETECTION},
             "source": run.source,
         }
         for run in group.attacks

@@ -6,12 +6,15 @@ module never imports jax.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from robustjax.errors import UserError
+from robustjax.evaluation import strict_json
 from robustjax.evaluation.metrics import ArrayLike, wilson_interval
-from robustjax.evaluation.records import AttackRecord
+from robustjax.evaluation.records import AttackRecord, canonical_json, write_text_atomic
 
 Aggregate = Literal["max", "mean"]
 
@@ -26,6 +29,39 @@ class TextScores(NamedTuple):
 
     clean: float
     attacked: float | None
+
+
+SCORES_FILE = "perplexity_scores.jsonl"
+"""One line an example: `example_id` and its `TextScores`."""
+
+
+def write_scores(path: Path, scores: Mapping[int, TextScores]) -> None:
+    """Writes the scores of an attack's examples."""
+    lines = [{"example_id": i} | score._asdict() for i, score in scores.items()]
+    write_text_atomic(path, "".join(canonical_json(line) + "\n" for line in lines))
+
+
+def read_scores(path: Path) -> dict[int, TextScores]:
+    """Reads them again.
+
+    Raises:
+        UserError: names the line that is no such line.
+    """
+    scores = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found = strict_json.fields(strict_json.parse_json(line), "score", _PARSERS)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not a score: {error}") from error
+        scores[found["example_id"]] = TextScores(found["clean"], found["attacked"])
+    return scores
+
+
+_PARSERS: Mapping[str, strict_json.Parser] = {
+    "example_id": strict_json.integer,
+    "clean": strict_json.number,
+    "attacked": strict_json.optional(strict_json.number),
+}
 
 
 def window_score(losses: ArrayLike, window: int, aggregate: Aggregate) -> float:

@@ -13,12 +13,17 @@ import numpy as np
 
 from robustjax.data.prompts import Example
 from robustjax.errors import UserError
-from robustjax.evaluation.detection import Aggregate, TextScores, detection_metrics, window_score
+from robustjax.evaluation.detection import (
+    SCORES_FILE,
+    Aggregate,
+    TextScores,
+    detection_metrics,
+    window_score,
+    write_scores,
+)
 from robustjax.evaluation.perplexity import token_losses
-from robustjax.evaluation.records import AttackRecord, canonical_json, write_text_atomic
+from robustjax.evaluation.records import AttackRecord
 from robustjax.models.victim import Victim
-
-SCORES_FILE = "perplexity_scores.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +97,7 @@ class PerplexityFilter:
             example_id: TextScores(score, score_after.get(example_id))
             for example_id, score in zip(ids, clean.tolist(), strict=True)
         }
-        lines = [{"example_id": i} | score._asdict() for i, score in scores.items()]
-        write_text_atomic(
-            folder / SCORES_FILE, "".join(canonical_json(line) + "\n" for line in lines)
-        )
+        write_scores(folder / SCORES_FILE, scores)
         return {
             **dataclasses.asdict(self.config),
             "num_prepared_on": len(self.prepared_on),

@@ -11,6 +11,7 @@ import pytest
 from robustjax.commands import given_model
 from robustjax.commands.given_model import GivenModel
 from robustjax.evaluation import records
+from robustjax.evaluation.detection import read_scores
 from robustjax.evaluation.pretraining import PRETRAIN_FLOPS
 from robustjax.models.model_folder import load_model, save_model
 from robustjax.models.transformer import Definition
@@ -18,7 +19,7 @@ from robustjax.runtime.files import write_json
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 from robustjax.stage_work import Past
 from tests.commands.conftest import contents, read
-from tests.commands.short import ATTACK, GCG, TASK
+from tests.commands.short import ATTACK, FINETUNE, GCG, TASK, TRAINING
 from tests.models.folders import make_hugging_face
 from tests.models.tiny import CONFIGS
 
@@ -288,6 +289,33 @@ def test_a_language_model_is_attacked_toward_a_text(run, base, two_rows, tmp_pat
     summary = read(workdir / "summary.json")
     assert (summary["point"], summary["model_family"]) == ("base", "gpt_neox")
     assert run("report", workdir, f"--out={tmp_path / 'report'}")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_perplexity_filter_reports_what_it_detects(run, trained, tmp_path):
+    reader = tmp_path / "reader"
+    task = f"{FINETUNE}:point=nano-27k,task=word_length"
+    given = *TRAINING, "--config.objective=lm", f"--workdir={reader}"
+    assert run("finetune", task, *given)[0] == 0
+    workdir = tmp_path / "filtered"
+    command = "attack", NANO, *GCG, f"--config.model.path={trained}", f"--workdir={workdir}"
+    scorer = f"--config.perplexity_filter.model.path={reader}"
+    status, _, err = run(*command, scorer, "--config.perplexity_filter.proportion=0.25")
+    assert status == 0 and "; the filter flags" in err
+    found = read(workdir / "summary.json")["perplexity_filter"]
+    assert found["proportion"] == 0.25 and found["num_prepared_on"] > 1
+    assert 0 <= found["true_positive_rate"] <= 1
+    scores = read_scores(workdir / "perplexity_scores.jsonl")
+    assert len(scores) == read(workdir / "summary.json")["num_examples"]
+    status, _, err = run(*command, scorer)
+    assert status == 2 and "perplexity_filter.proportion: 0.25 there, 0.01 here" in err
+
+
+def test_a_perplexity_filter_needs_a_language_model(run, trained, tmp_path):
+    command = "attack", NANO, *GCG, f"--config.model.path={trained}", f"--workdir={tmp_path}"
+    status, _, err = run(*command, f"--config.perplexity_filter.model.path={trained}")
+    assert status == 2 and "attack: config.perplexity_filter.model.path: " in err
+    assert "has the head 'classifier'; give a model with the head 'lm'" in err
 
 
 def given_in(folder):

@@ -8,10 +8,14 @@ import pytest
 
 from robustjax.data.prompts import ANSWER_PROMPT, Example
 from robustjax.errors import UserError
-from robustjax.evaluation.detection import TextScores, detection_metrics, window_score
+from robustjax.evaluation.detection import (
+    SCORES_FILE,
+    detection_metrics,
+    read_scores,
+    window_score,
+)
 from robustjax.evaluation.perplexity import token_losses
 from robustjax.evaluation.perplexity_filter import (
-    SCORES_FILE,
     PerplexityFilterConfig,
     prepare_filter,
     score_texts,
@@ -67,11 +71,19 @@ def test_what_it_leaves_can_be_recomputed(model, tmp_path):
     assert [line["clean"] for line in lines] == clean.tolist()
     attacked = score_texts(model, list(texts.values()), CONFIG)
     assert [line["attacked"] for line in lines] == [*attacked.tolist(), None]
-    scores = {line["example_id"]: TextScores(line["clean"], line["attacked"]) for line in lines}
-    again = detection_metrics(records, scores, found["threshold"])
+    again = detection_metrics(records, read_scores(tmp_path / SCORES_FILE), found["threshold"])
     assert {name: found[name] for name in again} == again
     assert (found["num_prepared_on"], found["window"]) == (len(TEXTS), 4)
     assert found["lowest_prepared"] <= found["threshold"] <= found["highest_prepared"]
+
+
+def test_a_damaged_line_of_scores_is_named(tmp_path):
+    path = tmp_path / SCORES_FILE
+    path.write_text('{"attacked":1.0,"clean":2.0,"example_id":0}\n{"clean":2.0}\n')
+    with pytest.raises(
+        UserError, match=r"line 2: not a score: score lacks fields \['attacked', 'e"
+    ):
+        read_scores(path)
 
 
 @pytest.mark.parametrize(
