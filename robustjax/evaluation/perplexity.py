@@ -28,7 +28,9 @@ def next_token_losses(
     return _losses_by_token(scores, tokens, mask).sum(-1)
 
 
-def _losses_by_token(scores: Array, tokens: Array, mask: Array) -> Float[Array, "B T-1"]:
+def _losses_by_token(
+    scores: Float[Array, "B T V"], tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T-1"]:
     losses = optax.softmax_cross_entropy_with_integer_labels(scores[:, :-1], tokens[:, 1:])
     return jnp.where(mask[:, :-1] & mask[:, 1:], losses, 0.0)
 
@@ -60,7 +62,7 @@ def perplexity(victim: Victim, texts: Sequence[str]) -> float:
         return float(np.exp(sums / predicted))
 
 
-def token_losses(victim: Victim, rows: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " T-1"]]:
+def token_losses(victim: Victim, rows: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " P"]]:
     """Negative log-likelihood (nats) of each token of each row but its first.
 
     Args:
