@@ -4,9 +4,10 @@ robustjax study --config=configs/transfer.py:task=spam --workdir=runs/transfer
 
 One's own texts are `task=jsonl` with `--config.task.train_path` and `validation_path`.
 
-Models are hardened against GCG at the end of the text and against random tokens. Before and after,
-they are attacked with GCG at the end, inside and at the beginning, with random tokens, and with
-BEAST, whose tokens a language model of the smallest point proposes, which the study trains first.
+Models are hardened against GCG at the end of the text, and against random tokens. Before and after,
+they are attacked with GCG at the end and with random tokens; before and after the hardening against
+GCG also with GCG inside the text and at its beginning, and with BEAST, whose tokens a language model
+of the smallest point proposes, which the study trains first.
 The same language model is the perplexity filter of which detection rates are reported.
 """
 
@@ -37,9 +38,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     with evaluation.unlocked():
         evaluation.attacks.beast = {"name": "beast", "num_iterations": 12, "beam_width": 7}
         evaluation.attacks.beast.branch_factor = 7
+    hardened_by_gcg = {"trained_on": ("none", "gcg")}
     evaluation.transfer = {
-        "positions": {"attacks": ("gcg",), "positions": (1.0, 0.9, 0.0)},
-        "attacks": {"attacks": ("random_token", "beast")},
+        "own": {"attacks": ("gcg", "random_token")},
+        "inside": {"attacks": ("gcg",), "positions": (0.9,)} | hardened_by_gcg,
+        # Every candidate moves all of the text that follows it, so each example is dear.
+        "beginning": {"attacks": ("gcg",), "positions": (0.0,), "num_examples": 12}
+        | hardened_by_gcg,
+        "beast": {"attacks": ("beast",)} | hardened_by_gcg,
     }
     row = (NANO if generated else NANO_FEW_LONG)[SAMPLER]["pretrain"]
     edges = edges_for(args["task"])

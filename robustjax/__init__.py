@@ -4,6 +4,7 @@ Names are imported when first used, so that records and reports can be read wher
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from robustjax.evaluation.api import run_attack as run_attack
     from robustjax.models.layers import Numerics as Numerics
     from robustjax.models.loading import load_victim as load_victim
+
+# Products that jaxlib's CPU compiler fuses with other operations into kernels of YNNPACK read from
+# nowhere for some shapes, and end the process (jaxlib 0.10.2; the gradient of GCG at a tail of 266
+# tokens is one). Products by themselves are sound. Read when the backend starts, hence here.
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+if _YNN not in (_flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{_flags} {_YNN}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT".strip()
 
 _HOMES = {
     "BEAST": "robustjax.attacks.beast",

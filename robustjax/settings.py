@@ -40,7 +40,9 @@ class PointConfig:
         numerics: number formats.
         remat: what training computes again in the backward pass; None takes what suits the model.
         pretrain: training as a language model on the task's texts, which `finetune` then starts
-            from; None starts it from fresh weights.
+            from; None starts it from fresh weights, or from those that `path` names.
+        path: what `finetune` starts from: a name on the Hugging Face hub or a folder; empty takes
+            the published weights of a point that has any.
     """
 
     finetune: FinetuneConfig
@@ -49,6 +51,7 @@ class PointConfig:
     numerics: Numerics = Numerics()
     remat: Remat | None = None
     pretrain: FinetuneConfig | None = None
+    path: str = ""
 
     def __post_init__(self) -> None:
         check_names("advtrain", self.advtrain)
@@ -224,12 +227,7 @@ class StudyConfig:
             )
         if not self.points:
             raise UserError("points is empty; name at least one scaling point")
-        for name in self.points:
-            if registry.scaling_point(name).hub_name:
-                raise UserError(
-                    f"points: {name} needs its published weights, which a study cannot load yet; "
-                    "use the nano-* ladder"
-                )
+        self._check_origins()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds={self.seeds}: give at least one, and none twice")
         for seed in self.seeds:
@@ -243,6 +241,31 @@ class StudyConfig:
                         "evaluation.companion to its folder, or let evaluation.sampler train one"
                     )
             point.check_edges_reach(name, registry.scaling_point(name).config.context)
+
+    def starts_from_weights(self, point: str) -> bool:
+        """Whether a point's clean training starts from weights that are there already."""
+        return bool(self.points[point].path or registry.scaling_point(point).hub_name)
+
+    def _check_origins(self) -> None:
+        """All points start from weights, or none does: a study has one tokenizer."""
+        given = [name for name in self.points if self.starts_from_weights(name)]
+        fresh = [name for name in self.points if name not in given]
+        if given and fresh:
+            raise UserError(
+                f"points: {fresh[0]} is trained from scratch, with a tokenizer of the task's, and "
+                f"{given[0]} has weights, with another; make two studies of them"
+            )
+        for name in given:
+            if self.points[name].pretrain is not None:
+                raise UserError(
+                    f"points.{name}.pretrain: the point starts from weights that were trained "
+                    "already; set it to None"
+                )
+        if given and self.evaluation.sampler is not None:
+            raise UserError(
+                f"evaluation.sampler has the tokenizer of the task, and {given[0]} another; name a "
+                "model of its family in evaluation.companion"
+            )
 
     def _check_transfer(self) -> None:
         """Everything that the transfer matrix names is there."""

@@ -14,25 +14,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robustjax.attacks.search import Attack, check_companion, module_of
+from robustjax import given_model
+from robustjax.attacks.search import Attack, check_companion, companion_head, module_of
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.evaluation.records import UNDEFENDED
 from robustjax.evaluation.transfer import Cell, cells
+from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
 from robustjax.models.fresh import ladder_tokenizer
-from robustjax.models.model_folder import find_model, stored_definition
+from robustjax.models.layers import Numerics
+from robustjax.models.port import ModelConfig as PortConfig
 from robustjax.models.transformer import Definition
-from robustjax.runtime.checkpoint import load_metadata
 from robustjax.runtime.mesh import make_mesh
 from robustjax.runtime.runlog import config_hash
 from robustjax.runtime.stages import Stage
 from robustjax.runtime.workers import Job
 from robustjax.settings import PointConfig, SamplerConfig, StudyConfig, describe
 from robustjax.stage_work import task_leaves, without
-from robustjax.study_work import StoredModel, StudyWork
+from robustjax.study_work import Companion, FutureModel, StudyWork
 from robustjax.training.adversarial import AdversarialConfig
 from robustjax.training.finetune import FinetuneConfig
 from robustjax.training.loop import OUTSIDE_RESULTS
@@ -91,23 +93,20 @@ class Planner:
             UserError: examples that do not fit, a task too small for the settings, or a point
                 that was trained already and does not reach `min_accuracy`.
         """
-        tokenizer = self._add(
-            "tokenizer",
-            {"vocab": registry.NANO_VOCAB},
-            lambda folder: self._work.save_tokenizer(folder),
-        )
-        self._tokenizer = (
-            Tokenizer.load(tokenizer.folder)
-            if tokenizer.stage.is_done()
-            else ladder_tokenizer(example.text for example in self._all_of_task.split("train"))
-        )
+        self._given = self._find_given()
+        tokenizer = self._add_tokenizer()
         self._companion = self._find_companion()
         self._leave_out_what_is_too_long()
         if self._config.evaluation.sampler is not None:
             self._companion = self._add_sampler(self._config.evaluation.sampler, tokenizer)
         self._check_companion()
         self._work = StudyWork(
-            self._config, self._workdir, self.task, self._tokenizer, self._companion
+            config=self._config,
+            workdir=self._workdir,
+            task=self.task,
+            tokenizer=self._tokenizer,
+            companion=self._companion,
+            given=self._given,
         )
         points = self._config.points  # a config sorts them by name
         for point in sorted(points, key=_size):
@@ -121,21 +120,66 @@ class Planner:
         """What defines the study: the hashes of its stages."""
         return {planned.name: planned.stage.config_hash for planned in self._stages}
 
-    def _find_companion(self) -> StoredModel | None:
+    def _find_given(self) -> dict[str, GivenModel]:
+        """What points start from that have weights already; nothing is loaded yet."""
+        found = {}
+        for point, settings in self._config.points.items():
+            if self._config.starts_from_weights(point):
+                model = ModelConfig(point, settings.path)
+                field = f"points.{point}"
+                classes = self.task.num_classes
+                found[point] = given_model.find(model, "classifier", classes, field=field)
+        return found
+
+    def _add_tokenizer(self) -> PlannedStage:
+        """The stage that leaves what all points read with."""
+        if self._given:
+            first, *others = self._given.items()
+            for point, model in others:
+                if model.tokenizer.fingerprint != first[1].tokenizer.fingerprint:
+                    raise UserError(
+                        f"points: {point} has another tokenizer than {first[0]}; make two studies "
+                        "of them"
+                    )
+            self._tokenizer = first[1].tokenizer
+            leaves: dict[str, Any] = {"fingerprint": self._tokenizer.fingerprint}
+        else:
+            leaves = {"vocab": registry.NANO_VOCAB}
+        planned = self._add("tokenizer", leaves, lambda folder: self._work.save_tokenizer(folder))
+        if not self._given:
+            self._tokenizer = (
+                Tokenizer.load(planned.folder)
+                if planned.stage.is_done()
+                else ladder_tokenizer(example.text for example in self._all_of_task.split("train"))
+            )
+        return planned
+
+    def _shape(self, point: str) -> PortConfig:
+        """The shape of a point's models."""
+        given = self._given.get(point)
+        return registry.scaling_point(point).config if given is None else given.definition.config
+
+    def _find_companion(self) -> Companion | None:
         """The second model of the attacks that ask one; its weights are not loaded yet."""
         evaluation = self._config.evaluation
         if not evaluation.companion:
             return None
-        folder = find_model(Path(evaluation.companion).expanduser().resolve())
-        if folder is None:
-            raise UserError(
-                f"evaluation.companion={evaluation.companion}: no model of ours is there; give its "
-                "folder or the workdir of a training"
+        attacks = [*self._evaluation_attacks(), *self._training_attacks()]
+        asking = [attack for attack in attacks if attack.needs_companion]
+        # A perplexity filter alone asks a language model.
+        head = companion_head(asking[0], "classifier") if asking else "lm"
+        try:
+            return given_model.find(
+                ModelConfig(path=evaluation.companion),
+                head,
+                self.task.num_classes,
+                "fine-tune it on the task first (robustjax finetune)",
+                field="companion",
             )
-        definition = stored_definition(folder, load_metadata(folder))
-        return StoredModel(folder, definition, Tokenizer.load(folder))
+        except UserError as error:
+            raise UserError(f"evaluation.companion={evaluation.companion}: {error}") from error
 
-    def _add_sampler(self, sampler: SamplerConfig, tokenizer: PlannedStage) -> StoredModel:
+    def _add_sampler(self, sampler: SamplerConfig, tokenizer: PlannedStage) -> FutureModel:
         """The stage that trains it, before all that may ask it."""
         stage = self._add(
             "sampler",
@@ -150,7 +194,7 @@ class Planner:
         shape = registry.scaling_point(sampler.point).config
         definition = Definition(shape, head="lm", **registry.layer_loop(shape))
         digest = stage.stage.config_hash
-        return StoredModel(stage.folder / "model", definition, self._tokenizer, digest)
+        return FutureModel(stage.folder / "model", definition, self._tokenizer, digest)
 
     def _check_companion(self) -> None:
         """That the second model goes together with every victim whose attacks ask it."""
@@ -163,9 +207,8 @@ class Planner:
                 f"{self._config.evaluation.companion} is a {head}"
             )
         for point in self._config.points:
-            shape = registry.scaling_point(point).config
-            answers = Definition(shape, num_classes=self.task.num_classes)
-            victim = StoredModel(Path(point), answers, self._tokenizer)
+            answers = Definition(self._shape(point), num_classes=self.task.num_classes)
+            victim = FutureModel(Path(point), answers, self._tokenizer)
             for attack in [*self._evaluation_attacks(), *self._training_attacks(point)]:
                 if attack.needs_companion:
                     check_companion(attack, victim, self._companion)
@@ -184,8 +227,11 @@ class Planner:
         )
         return list(dict.fromkeys(attacks))
 
-    def _training_attacks(self, point: str) -> list[Attack]:
-        runs = self._config.points[point].advtrain.values()
+    def _training_attacks(self, point: str | None = None) -> list[Attack]:
+        """Those of one point, or of all."""
+        points = self._config.points
+        chosen = points.values() if point is None else [points[point]]
+        runs = [run for one in chosen for run in one.advtrain.values()]
         return [one.attack for run in runs for one in run.attacks.values()]
 
     def _check_data(self, task: Task) -> None:
@@ -216,7 +262,7 @@ class Planner:
         positions = [attack.position for attack in attacks]
         widths += [run.slot_width for run in trainings]
         positions += [position for run in trainings for position in run.positions]
-        context = min(registry.scaling_point(name).config.context for name in config.points)
+        context = min(self._shape(name).context for name in config.points)
         if self._companion is not None:
             context = min(context, self._companion.definition.config.context)
         room = context - max(widths)
@@ -254,14 +300,15 @@ class Planner:
         self, point: str, settings: PointConfig, seed: int, tokenizer: PlannedStage
     ) -> None:
         who = f"{point}-s{seed}"
-        model = registry.scaling_point(point).config
         train = Job(who)
         weights = {
             "point": point,
             "seed": seed,
             "numerics": describe(settings.numerics),
-            "remat": registry.layer_loop(model, settings.remat)["remat"],
+            "remat": registry.layer_loop(self._shape(point), settings.remat)["remat"],
         }
+        if point in self._given:
+            weights["model"] = self._given[point].leaves(settings.numerics)
         before = tokenizer
         if settings.pretrain is not None:
             before = self._add(
@@ -346,14 +393,14 @@ class Planner:
         config = self._config.evaluation.perplexity_filter
         if config is None or self._companion is None:
             return {}
-        model = self._companion.leaves
+        model = self._companion.leaves(Numerics())
         return {"perplexity_filter": describe(config) | {"model": model}}
 
     def _companion_leaves(self, asking: Attack | AdversarialConfig) -> dict[str, Any]:
         """What the hash of an attack, or of a training, names of the model that it asks, if any."""
         if self._companion is None or not asking.needs_companion:
             return {}
-        return {"companion": self._companion.leaves}
+        return {"companion": self._companion.leaves(Numerics())}
 
 
 def _training_leaves(config: FinetuneConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.evaluation.perplexity_filter import PerplexityFilter, prepare_filter
 from robustjax.evaluation.transfer import Cell
+from robustjax.given_model import GivenModel, read_past
 from robustjax.models import registry
 from robustjax.models.checksum import folder_sha256
 from robustjax.models.classifier_head import as_classifier
 from robustjax.models.fresh import fresh_victim
 from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import load_model
-from robustjax.models.transformer import Definition, Head
+from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, make_mesh
 from robustjax.runtime.runlog import read_json
@@ -37,34 +39,41 @@ from robustjax.training.adversarial import AdversarialConfig, train_adversariall
 from robustjax.training.finetune import FinetuneConfig
 from robustjax.training.rounds import round_folder
 
+_RULES = AxisRules()
+
 
 @dataclasses.dataclass(frozen=True)
-class StoredModel:
-    """A model of ours on the disk, or one that will be there.
+class FutureModel:
+    """A model that a stage of the study will leave.
 
     Attributes:
-        made_by: the hash of the stage that leaves it; None of one that was there before.
+        folder: where.
+        definition: what it will be.
+        tokenizer: what it will read with.
+        made_by: the hash of that stage; empty of one that is only compared with others.
     """
 
     folder: Path
     definition: Definition
     tokenizer: Tokenizer
-    made_by: str | None = None
+    made_by: str = ""
 
     @property
     def name(self) -> str:
         """How messages call it."""
         return str(self.folder)
 
-    @functools.cached_property
-    def leaves(self) -> dict[str, str]:
-        """What defines its weights."""
-        if self.made_by is not None:
-            return {"stage": self.made_by}
-        return {"weights": folder_sha256(self.folder, is_ours=True)}
+    def leaves(self, numerics: Numerics) -> dict[str, Any]:
+        """What defines it."""
+        return {"stage": self.made_by}
+
+    def load(self, numerics: Numerics, mesh: Mesh, *, remat: Remat | None = None) -> Victim:
+        """Loads it, once it is there."""
+        return load_model(self.folder, mesh, _RULES, numerics, remat=remat)
 
 
-_RULES = AxisRules()
+Companion = FutureModel | GivenModel
+"""A second model that attacks ask."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +86,15 @@ class StudyWork:
         task: the data, without the examples that do not fit.
         tokenizer: of the ladder.
         companion: the second model of the attacks that ask one, or None.
+        given: what the points start from that have weights already.
     """
 
     config: StudyConfig
     workdir: Path
     task: Task
     tokenizer: Tokenizer
-    companion: StoredModel | None
+    companion: Companion | None
+    given: Mapping[str, GivenModel]
 
     @functools.cached_property
     def _mesh(self) -> Mesh:
@@ -134,13 +145,18 @@ class StudyWork:
     def finetune(self, folder: Path, point: str, settings: PointConfig, seed: int) -> None:
         """Trains a point as a classifier, from its pretraining if it has any."""
         pretrain_flops = None
-        if settings.pretrain is None:
+        if point in self.given:
+            base, started_from = self.given[point], self.given[point].weights
+            pretrain_flops = read_past(base)[1].pretrain_flops
+            victim = base.load(settings.numerics, self._mesh, remat=settings.remat, seed=seed)
+        elif settings.pretrain is None:
             victim, started_from = self._fresh(point, settings, seed, "classifier"), FROM_SCRATCH
         else:
-            base = self._pretrain_folder(point, seed)
-            victim = as_classifier(self._load(base, settings), self.task.num_classes, seed)
-            started_from = folder_sha256(base / "model", is_ours=True)
-            pretrain_flops = read_json(base / "summary.json")["pretrain_flops"]
+            folder_before = self._pretrain_folder(point, seed)
+            base_model = self._load(folder_before, settings)
+            victim = as_classifier(base_model, self.task.num_classes, seed)
+            started_from = folder_sha256(folder_before / "model", is_ours=True)
+            pretrain_flops = read_json(folder_before / "summary.json")["pretrain_flops"]
         finetune_into(
             folder,
             victim,
@@ -235,7 +251,7 @@ class StudyWork:
         config = self.config.evaluation.perplexity_filter
         if config is None or self.companion is None:
             return None
-        model = load_model(self.companion.folder, self._mesh, _RULES, Numerics())
+        model = self.companion.load(Numerics(), self._mesh)
         texts = [example.text for example in self.task.split("train")]
         return prepare_filter(model, texts, config)
 
@@ -244,8 +260,7 @@ class StudyWork:
     ) -> Victim | None:
         if self.companion is None or not asking.needs_companion:
             return None
-        folder = self.companion.folder
-        return load_model(folder, self._mesh, _RULES, settings.numerics, remat=settings.remat)
+        return self.companion.load(settings.numerics, self._mesh, remat=settings.remat)
 
     def report(self, folder: Path) -> None:
         """Writes the report on all that is done."""

@@ -22,6 +22,7 @@ FLOORS = (
     "planning",
     "settings",
     "stage_work",
+    "given_model",
     "study_work",
     "study_plan",
     "study",

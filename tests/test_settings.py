@@ -189,8 +189,35 @@ def test_points_that_a_study_cannot_run(values):
     point = values["points"]["nano-27k"]
     with pytest.raises(UserError, match="scaling point 'nano-1t' is unknown; known: nano-27k"):
         build(StudyConfig, change(values, "points/nano-1t", point), "config")
-    with pytest.raises(UserError, match="pythia-70m needs its published weights"):
+    with pytest.raises(UserError, match=r"nano-27k is trained from scratch, .* pythia-70m has wei"):
         build(StudyConfig, change(values, "points/pythia-70m", point), "config")
+    published = change(values, "points", {"pythia-70m": point})
+    edges = {"edges": (64, 2048)}
+    assert build(StudyConfig, with_edges(published, edges), "config").starts_from_weights(
+        "pythia-70m"
+    )
+    lm = {"objective": "lm", "train": edges}
+    for path, value, message in (
+        ("points/pythia-70m/pretrain", lm, "points.pythia-70m.pretrain: .* trained already"),
+        (
+            "evaluation/sampler",
+            {"point": "nano-27k", "train": lm},
+            "evaluation.sampler has the tokenizer of the task, and pythia-70m another",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(StudyConfig, with_edges(change(published, path, value), edges), "config")
+
+
+def with_edges(values, edges):
+    """All widths of every point replaced."""
+
+    def replaced(value):
+        if not isinstance(value, dict):
+            return value
+        return {k: edges["edges"] if k == "edges" else replaced(v) for k, v in value.items()}
+
+    return replaced(values)
 
 
 def test_an_attack_by_itself():

@@ -142,7 +142,9 @@ def test_an_attack_that_asks_a_second_model(finished, tmp_path):
     with pytest.raises(UserError, match="attacks.gcg: gcg with probe sampling asks a smaller"):
         plan()
     values["evaluation"]["companion"] = str(tmp_path)
-    with pytest.raises(UserError, match=f"evaluation.companion={tmp_path}: no model of ours"):
+    with pytest.raises(
+        UserError, match=f"evaluation.companion={tmp_path}: .*config.json cannot be read"
+    ):
         plan()
     values["evaluation"]["companion"] = str(finished / "finetune" / WHO)
     planned = plan()

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustjax import given_model
 from robustjax.attacks.search import Attack, SearchConfig, module_of
-from robustjax.commands import given_model, workdirs
+from robustjax.commands import workdirs
 from robustjax.commands.companions import check_companion_is_named, find_companion
 from robustjax.commands.finetune import TrainedModel
-from robustjax.commands.given_model import GivenModel, ModelConfig
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.errors import UserError
 from robustjax.evaluation.records import UNDEFENDED, rate_names
+from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import MeshConfig, make_mesh

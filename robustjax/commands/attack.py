@@ -4,16 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from robustjax import given_model
 from robustjax.attacks.search import Attack, SearchConfig, module_of
-from robustjax.commands import given_model, workdirs
+from robustjax.commands import workdirs
 from robustjax.commands.companions import check_companion_is_named, find_companion
-from robustjax.commands.given_model import GivenModel, ModelConfig
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.evaluation.perplexity_filter import PerplexityFilterConfig, prepare_filter
 from robustjax.evaluation.records import rate_names
+from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models.transformer import Head
 from robustjax.runtime.mesh import MeshConfig, make_mesh
 from robustjax.settings import check_edges_reach, check_seed, describe

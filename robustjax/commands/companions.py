@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from robustjax import given_model
 from robustjax.attacks.search import (
     Attack,
     check_companion,
@@ -9,9 +10,8 @@ from robustjax.attacks.search import (
     companion_head,
     why_companion,
 )
-from robustjax.commands import given_model
-from robustjax.commands.given_model import GivenModel, ModelConfig
 from robustjax.errors import UserError
+from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models.transformer import Head
 
 

@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from robustjax.commands import given_model, workdirs
-from robustjax.commands.given_model import GivenModel, ModelConfig
+from robustjax import given_model
+from robustjax.commands import workdirs
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
 from robustjax.models.fresh import fresh_victim, ladder_tokenizer
 from robustjax.models.transformer import Head, Remat

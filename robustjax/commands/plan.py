@@ -15,8 +15,8 @@ from robustjax.attacks.search import (
 )
 from robustjax.commands.attack import AttackInputs, AttackRunConfig, find_inputs
 from robustjax.commands.companions import check_companion_is_named
-from robustjax.commands.given_model import ModelConfig
 from robustjax.errors import UserError
+from robustjax.given_model import ModelConfig
 from robustjax.models import registry
 from robustjax.models.transformer import Definition, Head
 from robustjax.planning import local

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robustjax.commands import given_model
-from robustjax.commands.given_model import GivenModel
+from robustjax import given_model
 from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig
 from robustjax.data.tokens import Tokenizer
+from robustjax.given_model import GivenModel
 from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
 from robustjax.runtime.stages import Stage
 from robustjax.settings import describe

@@ -8,11 +8,11 @@ import shutil
 import jax
 import pytest
 
-from robustjax.commands import given_model
-from robustjax.commands.given_model import GivenModel
+from robustjax import given_model
 from robustjax.evaluation import records
 from robustjax.evaluation.detection import read_scores
 from robustjax.evaluation.pretraining import PRETRAIN_FLOPS
+from robustjax.given_model import GivenModel
 from robustjax.models.model_folder import load_model, save_model
 from robustjax.models.transformer import Definition
 from robustjax.runtime.files import write_json
