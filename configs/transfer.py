@@ -5,10 +5,10 @@ robustjax study --config=configs/transfer.py:task=spam --workdir=runs/transfer
 One's own texts are `task=jsonl` with `--config.task.train_path` and `validation_path`.
 
 Models are hardened against GCG at the end of the text, and against random tokens. Before and after,
-they are attacked with GCG at the end and with random tokens; before and after the hardening against
-GCG also with GCG inside the text and at its beginning, and with BEAST, whose tokens a language model
-of the smallest point proposes, which the study trains first.
-The same language model is the perplexity filter of which detection rates are reported.
+they are attacked with GCG at the end and with random tokens; those hardened against GCG, and those
+not hardened, also with GCG inside the text and at its beginning, and with BEAST. Its tokens come
+from a language model of the smallest point that the study trains first, which is also the
+perplexity filter of which detection rates are reported.
 """
 
 from ml_collections import ConfigDict

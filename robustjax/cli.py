@@ -24,6 +24,7 @@ usage: robustjax COMMAND [--flags]
 
   study     run a ladder of models through training, attack, hardening and attack
               robustjax study --config=configs/smoke.py --workdir=runs/demo
+              --dry_run prints its stages, what they cost and how long they take here
   finetune  train one model on clean texts
               robustjax finetune --config=configs/finetune.py:point=nano-27k --workdir=runs/model
   advtrain  harden one model against attacks, round by round
@@ -83,11 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: list[str]) -> int:
-    values, workdir = parse_config_and_workdir(arguments)
+    rest = [one for one in arguments if one != "--dry_run"]
+    values, workdir = parse_config_and_workdir(rest)
     # After parsing, so that a mistake in a flag costs no time.
-    from robustjax.settings import StudyConfig
+    from robustjax.settings import StudyConfig, build
     from robustjax.study import run_study
 
+    if len(rest) < len(arguments):
+        from robustjax.study_forecast import print_forecast
+
+        print_forecast(build(StudyConfig, values, "config"), workdir)
+        return 0
     return _run(run_study, StudyConfig, values, workdir)
 
 

@@ -20,6 +20,7 @@ from robustjax.data.lengths import fit, named_difference
 from robustjax.data.prompts import Task
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation.flops import Flops
 from robustjax.evaluation.records import UNDEFENDED
 from robustjax.evaluation.transfer import Cell, cells
 from robustjax.given_model import GivenModel, ModelConfig
@@ -34,6 +35,7 @@ from robustjax.runtime.stages import Stage
 from robustjax.runtime.workers import Job
 from robustjax.settings import PointConfig, SamplerConfig, StudyConfig, describe
 from robustjax.stage_work import task_leaves, without
+from robustjax.study_costs import NOTHING, StudyCosts
 from robustjax.study_work import Companion, FutureModel, StudyWork
 from robustjax.training.adversarial import AdversarialConfig
 from robustjax.training.finetune import FinetuneConfig
@@ -50,6 +52,8 @@ class PlannedStage:
     Attributes:
         job: what it is a part of when several workers share a study; None for what is before and
             after everything else.
+        cost: what it takes, at most.
+        point: the scaling point that it works on; empty if on none.
     """
 
     name: str
@@ -57,6 +61,8 @@ class PlannedStage:
     stage: Stage
     leaves: dict[str, Any]
     execute: Callable[[Path], None]
+    cost: Callable[[], Flops] = lambda: NOTHING
+    point: str = ""
 
     @property
     def folder(self) -> Path:
@@ -108,12 +114,27 @@ class Planner:
             companion=self._companion,
             given=self._given,
         )
+        self._costs = StudyCosts(
+            task=self.task,
+            tokenizer=self._tokenizer,
+            shapes={point: self._shape(point) for point in self._config.points},
+            companion=self._companion,
+        )
         points = self._config.points  # a config sorts them by name
         for point in sorted(points, key=_size):
             for seed in self._config.seeds:
                 self._add_point(point, points[point], seed, tokenizer)
         self._add("report", {"stages": self.leaves}, self._work.report)
         return self._stages
+
+    def definition(self, point: str) -> Definition:
+        """What a point's classifiers are; after `plan`."""
+        settings = self._config.points.get(point) or PointConfig(FinetuneConfig(), {})
+        return self._costs.definition(point, settings, "classifier")
+
+    def typical_width(self, edges: tuple[int, ...]) -> int:
+        """The width that most training texts are padded to; after `plan`."""
+        return self._costs.typical_width(edges)
 
     @property
     def leaves(self) -> dict[str, Any]:
@@ -190,6 +211,8 @@ class Planner:
             },
             lambda folder: self._work.train_sampler(folder, sampler),
             tokenizer,
+            point=sampler.point,
+            cost=lambda: self._costs.sampler(sampler),
         )
         shape = registry.scaling_point(sampler.point).config
         definition = Definition(shape, head="lm", **registry.layer_loop(shape))
@@ -284,6 +307,9 @@ class Planner:
         run: Callable[[Path], None],
         upstream: PlannedStage | None = None,
         job: Job | None = None,
+        *,
+        point: str = "",
+        cost: Callable[[], Flops] = lambda: NOTHING,
     ) -> PlannedStage:
         leaves = {
             "task": task_leaves(self._config.task, self.task),
@@ -292,7 +318,7 @@ class Planner:
         }
         digest = config_hash(leaves, SCHEMA_VERSION)
         stage = Stage(str(self._workdir / name), digest, leaves)
-        planned = PlannedStage(name, job, stage, leaves, run)
+        planned = PlannedStage(name, job, stage, leaves, run, cost, point)
         self._stages.append(planned)
         return planned
 
@@ -310,13 +336,16 @@ class Planner:
         if point in self._given:
             weights["model"] = self._given[point].leaves(settings.numerics)
         before = tokenizer
-        if settings.pretrain is not None:
+        pretrain = settings.pretrain
+        if pretrain is not None:
             before = self._add(
                 f"pretrain/{who}",
-                weights | {"pretrain": _training_leaves(settings.pretrain)},
+                weights | {"pretrain": _training_leaves(pretrain)},
                 lambda folder: self._work.pretrain(folder, point, settings, seed),
                 tokenizer,
                 train,
+                point=point,
+                cost=lambda: self._costs.clean(point, settings, pretrain),
             )
             before.stage.is_done()  # refuses another config by its field, not by the hash of it
         trained = self._add(
@@ -325,6 +354,8 @@ class Planner:
             lambda folder: self._work.finetune(folder, point, settings, seed),
             before,
             train,
+            point=point,
+            cost=lambda: self._costs.clean(point, settings, settings.finetune),
         )
         if trained.stage.is_done():
             self._work.check_accuracy(point, seed)
@@ -348,6 +379,8 @@ class Planner:
                 ),
                 trained,
                 harden,
+                point=point,
+                cost=functools.partial(self._costs.hardening, point, settings, advtrain),
             )
             for cell in self._cells(point, seed, trained_on, advtrain.num_rounds):
                 self._add_attack(point, settings, seed, hardened, trained_on, cell)
@@ -386,6 +419,8 @@ class Planner:
             lambda folder: self._work.attack(folder, point, settings, seed, trained_on, cell),
             upstream,
             upstream.job,
+            point=point,
+            cost=lambda: self._costs.attack(point, settings, cell),
         )
 
     def _filter_leaves(self) -> dict[str, Any]:

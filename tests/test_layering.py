@@ -24,7 +24,9 @@ FLOORS = (
     "stage_work",
     "given_model",
     "study_work",
+    "study_costs",
     "study_plan",
+    "study_forecast",
     "study",
     "commands",
     "command_flags",
@@ -39,7 +41,17 @@ ANALYSIS_MAY_USE = (
     "evaluation.metrics",
     "evaluation.pretraining",
 )
-ABOVE_ANALYSIS = ("stage_work", "study_work", "study_plan", "study", "commands", "cli", "__main__")
+ABOVE_ANALYSIS = (
+    "stage_work",
+    "study_work",
+    "study_costs",
+    "study_plan",
+    "study_forecast",
+    "study",
+    "commands",
+    "cli",
+    "__main__",
+)
 JAX_FREE = ("data", *ANALYSIS_MAY_USE)
 MAX_LINES = 500
 

@@ -1,5 +1,6 @@
 """Running a train step over a set of labelled texts, epoch by epoch, in a replayable order."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -323,15 +324,31 @@ class Trainer:
         Args:
             attack: moves embeddings before each update.
         """
-        count: dict[int, int] = {}
-        for batch in self._batches(0):
-            count[batch.width] = count.get(batch.width, 0) + 1
-        micro = self._config.microbatch_size
-        rows = self._config.batch_size // micro, micro
-        return sum(
-            number * _gradient_flops(self._victim.definition, rows, width, attack)
-            for width, number in count.items()
-        )
+        definition = self._victim.definition
+        return executed_epoch_flops(definition, self._config, self._lengths, attack)
+
+
+def executed_epoch_flops(
+    definition: Definition,
+    config: TrainConfig,
+    lengths: Sequence[int],
+    attack: EmbeddingAttack | None = None,
+) -> int:
+    """FLOPs of the dot products of one epoch over texts of these lengths.
+
+    Args:
+        definition: the model.
+        config: batches and widths.
+        lengths: tokens of each text.
+        attack: moves embeddings before each update.
+    """
+    batches = length_bucketed_batches(lengths, config.edges, config.batch_size, 0, 0)
+    rows = config.batch_size // config.microbatch_size, config.microbatch_size
+    counts = collections.Counter(batch.width for batch in batches)
+    return sum(
+        number * _gradient_flops(definition, rows, width, attack)
+        for width, number in counts.items()
+    )
 
 
 @functools.lru_cache(maxsize=64)
