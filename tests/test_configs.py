@@ -14,6 +14,7 @@ from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.tasks import TASKS
+from robustjax.evaluation.transfer import cells, spaced_rounds
 from robustjax.models import registry
 from robustjax.settings import StudyConfig, build
 from robustjax.training.embedding import EmbeddingAttack
@@ -31,6 +32,7 @@ SETTINGS = {
     "smoke": StudyConfig,
     "hardening": StudyConfig,
     "transfer": StudyConfig,
+    "study": StudyConfig,
     "finetune": FinetuneRunConfig,
     "advtrain": AdvtrainRunConfig,
     "attack": AttackRunConfig,
@@ -158,3 +160,29 @@ def test_arguments_have_types():
     }.items():
         with pytest.raises(ValueError, match=message):
             parse_arg(arg, **defaults)
+
+
+@pytest.mark.parametrize(("point", "rounds"), [("pythia-70m", (60, 163)), ("qwen2.5-3b", (10, 10))])
+def test_the_paper_s_plan_of_a_scaling_point(point, rounds):
+    config = build_study("study", f"point={point},task=imdb")
+    settings = config.points[point]
+    assert tuple(run.num_rounds for run in settings.advtrain.values()) == rounds
+    assert config.seeds == (0, 1, 2, 3, 4) and config.starts_from_weights(point)
+    evaluation = config.evaluation
+
+    def planned(trained_on, count):
+        named = {"point": point, "seed": 0, "trained_on": trained_on, "num_rounds": count}
+        found = cells(evaluation.transfer, evaluation.attacks, evaluation.num_examples, **named)
+        return [(cell.round, cell.label, cell.attack.num_iterations) for cell in found]
+
+    assert planned("none", 0) == [(0, "gcg", 10), (0, "random_token", 1280)]
+    found = planned("gcg", rounds[0])
+    spaced = spaced_rounds(rounds[0])
+    assert [one for one in found if one[0] == rounds[0]] == [
+        (rounds[0], label, 128) for label in ("gcg", "gcg@0.9", "gcg@0")
+    ]
+    assert [one[:2] for one in found if one[0] != rounds[0]] == [
+        (number, label) for number in spaced[:-1] for label in ("gcg", "gcg@0.9")
+    ]
+    with_beast = build_study("study", f"point={point},sampler=models/lm").evaluation
+    assert with_beast.companion == "models/lm" and "beast" in with_beast.attacks

@@ -1,0 +1,91 @@
+"""The plan of Howe et al. 2024 for one scaling point: clean training, both hardenings, transfer.
+
+robustjax study --config=configs/study.py:point=pythia-70m,task=imdb --workdir=runs/pythia-70m
+
+Fine-tuned models are attacked with GCG for 10 iterations and with 1280 random texts, hardened ones
+with GCG for 128 iterations after ten rounds (geometrically spaced), at the end of the text and
+inside it, and after the last round at its beginning. With `sampler`, a language model of the
+family, BEAST is run as well: sampler=pythia-14m. --dry_run tells what it takes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.advtrain import SCHEDULES
+from configs.common import EDGES, WIDER_EDGES, parse_arg, task_settings, train_settings
+from configs.points import OTHER_ROUNDS, PUBLISHED, ROUNDS
+
+GCG = {"name": "gcg", "candidate_chunk": 32}
+RANDOM_TOKEN = {"name": "random_token", "iterations_per_pass": 32}
+BEAST = {"name": "beast", "num_iterations": 25, "beam_width": 7, "branch_factor": 7}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The study.
+
+    Arguments: ``point``, ``task`` (see ``robustjax data list``), ``seeds`` (how many), ``seed``
+    (the first) and ``sampler`` (a language model for BEAST: a scaling point or a folder).
+    """
+    args = parse_arg(arg, point="pythia-70m", task="imdb", seeds=5, seed=0, sampler="")
+    edges = (*EDGES, *WIDER_EDGES)
+    config = ConfigDict()
+    config.task = task_settings(args["task"], is_nano=False, num_train=20_000, num_validation=500)
+    config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
+
+    config.evaluation = ConfigDict()
+    config.evaluation.attacks = {
+        "gcg": {**GCG, "num_iterations": 10},
+        "random_token": {**RANDOM_TOKEN, "num_iterations": 1280},
+    }
+    long, hardened = {"attacks": ("gcg",), "iterations": 128}, ("gcg", "random_token")
+    config.evaluation.transfer = {
+        "finetuned": {"trained_on": ("none",)},
+        "hardened": {"trained_on": hardened, "rounds": "spaced", "positions": (1.0, 0.9)} | long,
+        "beginning": {"trained_on": hardened, "positions": (0.0,)} | long,
+    }
+    if args["sampler"]:
+        config.evaluation.attacks.beast = BEAST
+        config.evaluation.transfer.beast = {"attacks": ("beast",)}
+    config.evaluation.num_examples = 200
+    config.evaluation.min_accuracy = 0.6
+    config.evaluation.seed = 0
+    config.evaluation.companion = args["sampler"]
+    config.evaluation.sampler = None
+    config.evaluation.perplexity_filter = None
+
+    rounds = ROUNDS.get(args["point"], {})
+    search = {"batch_size": 16, "edges": edges}
+
+    def hardening(attack: dict) -> dict:
+        name = attack["name"]
+        return {
+            "attacks": {name: {"attack": dict(attack), "schedule": dict(SCHEDULES[name])}},
+            "num_rounds": rounds.get(name, OTHER_ROUNDS),
+            "examples_per_round": 200,
+            "pool": {
+                "max_examples": 1000,
+                "max_adversarial_share": 0.8,
+                "loss_rank_weight": 0.5,
+                "decay": 0.005,
+            },
+            "train": train_settings(
+                PUBLISHED | {"epochs": 1}, edges, schedule="constant", warmup_steps=0
+            ),
+            "search": dict(search),
+        }
+
+    config.points = ConfigDict(allow_dotted_keys=True)  # as in pythia-1.4b
+    config.points[args["point"]] = ConfigDict(
+        {
+            "finetune": {
+                "num_train": PUBLISHED["num_train"],
+                "train": train_settings(PUBLISHED, edges, schedule="linear", warmup_steps=0),
+                "checkpoint_every": 500,
+            },
+            "advtrain": {"gcg": hardening(GCG), "random_token": hardening(RANDOM_TOKEN)},
+            "search": dict(search),
+            "path": "",
+        }
+    )
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    config.workers = 1
+    return config
