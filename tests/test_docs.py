@@ -47,6 +47,7 @@ def test_the_settings_build(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     command, *arguments = words
+    arguments = [one for one in arguments if one != "--dry_run"]
     values, workdir = parse_config_and_workdir(arguments)
     build(SETTINGS[command], values, "config")
     assert workdir.startswith("runs/")
@@ -82,7 +83,13 @@ def test_each_task_has_a_card_that_is_true(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/attack_your_model.md", "docs/adversarial_training.md"]
+    "name",
+    [
+        "README.md",
+        "docs/attack_your_model.md",
+        "docs/adversarial_training.md",
+        "docs/evaluation.md",
+    ],
 )
 def test_links_lead_somewhere(name):
     page = ROOT / name
