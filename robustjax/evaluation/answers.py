@@ -1,17 +1,24 @@
 """What a victim says to clean texts, before anybody attacks it."""
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from robustjax.attacks import search
+from robustjax.attacks import frame, search
 from robustjax.attacks.frame import BatchRun
 from robustjax.attacks.objective import score
 from robustjax.attacks.retokenize import SlotText
 from robustjax.attacks.search import SearchConfig
+from robustjax.data.batching import bucket_for
 from robustjax.data.prompts import Example
-from robustjax.models.victim import Victim
+from robustjax.evaluation import flops
+from robustjax.evaluation.flops import Flops
+from robustjax.models import transformer
+from robustjax.models.transformer import Definition
+from robustjax.models.victim import BUCKET_EDGES, Victim
 
 
 class Answer(NamedTuple):
@@ -23,12 +30,14 @@ class Answer(NamedTuple):
         logits: of the classes; empty for a language model.
         target_logprobs: log-probabilities of that text's tokens; None for a classifier.
         failure: the reason, or None.
+        flops: of asking.
     """
 
     correct: bool
     logits: list[float]
     target_logprobs: list[float] | None
     failure: str | None
+    flops: Flops = Flops(0, 0)
 
 
 def clean_answers(
@@ -55,9 +64,28 @@ def _ask_classifier(
 ) -> dict[int, Answer]:
     scores = victim.logits_of_ids([row for _, row in asked])
     return {
-        example.example_id: Answer(bool(one.argmax() == example.label), one.tolist(), None, None)
-        for (example, _), one in zip(asked, scores, strict=True)
+        example.example_id: Answer(
+            bool(one.argmax() == example.label), one.tolist(), None, None, _cost(victim, len(row))
+        )
+        for (example, row), one in zip(asked, scores, strict=True)
     }
+
+
+def _cost(victim: Victim, length: int) -> Flops:
+    """Of a text of so many tokens that is read whole, its share of a padded batch."""
+    width = bucket_for(length, BUCKET_EDGES)
+    return Flops(
+        flops.forward_flops(victim.num_params, length),
+        _executed(victim.definition, victim.batch_size, width) // victim.batch_size,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _executed(definition: Definition, rows: int, width: int) -> int:
+    ids: Any = jax.ShapeDtypeStruct((rows, width), np.int32)
+    mask: Any = jax.ShapeDtypeStruct((rows, width), np.bool_)
+    params = transformer.abstract_params(definition)
+    return flops.executed_flops(functools.partial(transformer.apply, definition), params, ids, mask)
 
 
 def _ask_language_model(
@@ -74,17 +102,20 @@ def _ask_language_model(
     for batch in search.plan(prompts, config):
         run = BatchRun(victim, batch, config.batch_size, seed=0)
         empty = (len(run.prompts), 1, 0)
-        scores = score(
-            victim.definition,
-            victim.params,
-            (run.prefix,),
-            run.batch,
-            run.put(np.zeros(empty, np.int32)),
-            run.put(np.zeros(empty, bool)),
-            chunk=1,
+        arguments = (
+            *(victim.params, (run.prefix,), run.batch),
+            *(run.put(np.zeros(empty, np.int32)), run.put(np.zeros(empty, bool))),
         )
+        scores = score(victim.definition, *arguments, chunk=1)
+        reading = frame.prefix_program(run.inputs.victim, run.batch)
+        asking = functools.partial(score, victim.definition, chunk=1)
+        executed = flops.executed_flops(reading.function, *reading.arguments)
+        executed += flops.executed_flops(asking, *arguments)
         success, logprobs = np.asarray(scores.success)[:, 0], np.asarray(scores.answer)[:, 0]
         for place, prompt in enumerate(batch.prompts):
             kept = logprobs[place, : len(prompt.goal_ids)].tolist()
-            answers[prompt.example.example_id] = Answer(not success[place], [], kept, None)
+            cost = Flops(
+                flops.forward_flops(victim.num_params, prompt.length), executed // len(run.prompts)
+            )
+            answers[prompt.example.example_id] = Answer(not success[place], [], kept, None, cost)
     return answers

@@ -301,6 +301,8 @@ def _blank_record(
         clean_target_logprobs=clean.target_logprobs,
         attack=attack.name,
         variant=attack.variant,
+        clean_flops_algorithmic=clean.flops.algorithmic,
+        clean_flops_executed=clean.flops.executed,
     )
 
 
@@ -362,6 +364,8 @@ def _records(
             clean_target_logprobs=answer.target_logprobs,
             attack=attack.name,
             variant=attack.variant,
+            clean_flops_algorithmic=answer.flops.algorithmic,
+            clean_flops_executed=answer.flops.executed,
         )
 
     return [record(row, prompt) for row, prompt in enumerate(batch.prompts)]

@@ -87,6 +87,9 @@ class AttackRecord:
         clean_target_logprobs: the same after the clean text.
         attack: name of the attack.
         variant: names of the options in use that change its algorithm, joined by `+`.
+        clean_flops_algorithmic: FLOPs of asking the victim about the clean text, which are not
+            part of the attack's.
+        clean_flops_executed: the same of the dot products that ran.
 
     Raises:
         ValueError: a success is claimed without an attacked text or beside a failure.
@@ -111,6 +114,8 @@ class AttackRecord:
     clean_target_logprobs: list[float] | None = None
     attack: str = ""
     variant: str = ""
+    clean_flops_algorithmic: int = 0
+    clean_flops_executed: int = 0
 
     def __post_init__(self) -> None:
         """Reject a success that cannot have happened."""
@@ -293,6 +298,8 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
         "iterations": num_iterations,
         "flops_algorithmic": sum(record.flops_algorithmic for record in records),
         "flops_executed": sum(record.flops_executed for record in records),
+        "clean_flops_algorithmic": sum(record.clean_flops_algorithmic for record in records),
+        "clean_flops_executed": sum(record.clean_flops_executed for record in records),
     }
 
 
@@ -410,4 +417,6 @@ _RECORD_PARSERS: Mapping[str, strict_json.Parser] = {
     "clean_target_logprobs": strict_json.optional(strict_json.list_of(strict_json.number)),
     "attack": strict_json.string,
     "variant": strict_json.string,
+    "clean_flops_algorithmic": strict_json.integer,
+    "clean_flops_executed": strict_json.integer,
 }

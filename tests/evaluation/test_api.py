@@ -81,6 +81,16 @@ def test_a_language_model_is_given_the_texts_it_should_go_on_with(tiny_tokenizer
         run_attack(model, [{"text": "a", "target": 3}], ATTACK)
 
 
+def test_asking_a_language_model_about_clean_texts_is_counted(tiny_tokenizer):
+    model = make_victim(tiny_tokenizer, head="lm")
+    examples = [{"text": "It rains", "target": " yes"}]
+    (record,) = run_attack(model, examples, dataclasses.replace(ATTACK, num_iterations=1)).records
+    ids = model.tokenizer.encode(["It rains" + ANSWER_PROMPT, " yes"])
+    tokens = sum(len(one) for one in ids)
+    assert record.clean_flops_algorithmic == 2 * model.num_params * tokens
+    assert 0 < record.clean_flops_executed
+
+
 def test_records_come_in_the_order_of_the_examples(victim):
     examples = make_examples(victim, TEXTS[:4], first_id=0)
     wrong = dataclasses.replace(examples[3], label=1 - examples[3].label)

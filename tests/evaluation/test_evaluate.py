@@ -6,6 +6,7 @@ import json
 import math
 import weakref
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +18,9 @@ from robustjax.attacks.random_token import RandomToken
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
 from robustjax.evaluation.evaluate import attack_examples
+from robustjax.evaluation.flops import executed_flops
 from robustjax.evaluation.records import read_records
+from robustjax.models import transformer
 from robustjax.runtime.mesh import MeshConfig
 from tests.attacks.tiny import (
     ATTACK,
@@ -86,6 +89,19 @@ def test_a_run_attacks_everything_and_its_results_differ(expected, attack):
         assert len(record.iterations) == attack.num_iterations
         assert record.flops_executed > 0
         assert record.iterations[-1].logits == record.logits
+
+
+def test_asking_about_the_clean_text_is_counted_by_itself(victim, examples, expected):
+    """A forward pass of the text; what ran is one of its bucket, 32 or 64 tokens here."""
+    params = transformer.abstract_params(victim.definition)
+    for example in examples:
+        record = expected[example.example_id]
+        (ids,) = victim.tokenizer.encode([example.text])
+        assert record.clean_flops_algorithmic == 2 * victim.num_params * len(ids)
+        width = 32 if len(ids) <= 32 else 64
+        row = jax.ShapeDtypeStruct((1, width), np.int32), jax.ShapeDtypeStruct((1, width), bool)
+        forward = functools.partial(transformer.apply, victim.definition)
+        assert record.clean_flops_executed == executed_flops(forward, params, *row)
 
 
 def test_the_logits_of_an_iteration_are_those_of_its_text(victim, examples, expected):
