@@ -45,7 +45,7 @@ def test_detection_of_a_mixed_attack():
     ]
     scores = {
         0: TextScores(1.0, 5.0),
-        1: TextScores(2.0, 3.0),  # at the threshold is not above it
+        1: TextScores(3.0, 3.0),  # at the threshold is not above it
         2: TextScores(4.0, 6.0),
         3: TextScores(0.0, 1.0),
         4: TextScores(9.0, None),
