@@ -39,11 +39,13 @@ def spent(workdir, stage):
     return summary["flops_algorithmic"], summary["flops_executed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sampler", f"finetune/{WHO}"])
 def test_clean_training_costs_what_was_forecast(costs, workdir, stage):
     assert tuple(costs[stage]) == spent(workdir, stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["none-r0/gcg", "gcg-r1/gcg@0", "gcg-r1/beast"])
 def test_an_attack_costs_at_most_what_was_forecast(costs, workdir, attack):
     stage = f"attack/{WHO}/{attack}"
@@ -54,6 +56,7 @@ def test_an_attack_costs_at_most_what_was_forecast(costs, workdir, attack):
     assert 0.99 * executed <= costs[stage].executed <= 1.1 * executed
 
 
+@pytest.mark.slow
 def test_hardening_costs_about_what_was_forecast(costs, workdir):
     algorithmic, executed = spent(workdir, f"advtrain/{WHO}/gcg")
     cost = costs[f"advtrain/{WHO}/gcg"]
@@ -74,6 +77,7 @@ def test_a_dry_run_prints_every_stage_and_writes_nothing(config, tmp_path, capsy
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_said_and_not_counted(config, workdir, capsys):
     print_forecast(config, workdir)
     out, _ = capsys.readouterr()

@@ -54,6 +54,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_clean_training_starts_from_the_given_weights(base, tmp_path):
     config = config_for({POINT: base})
     run_study(config, tmp_path / "study")

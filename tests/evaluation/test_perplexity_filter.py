@@ -33,7 +33,7 @@ def model(tiny_tokenizer):
 
 
 def test_each_token_but_the_first_has_its_loss(model):
-    rows = model.tokenizer.encode(list(TEXTS))
+    rows = model.tokenizer.encode(list(TEXTS[:3]))
     found = token_losses(model, rows)
     for ids, losses in zip(rows, found, strict=True):
         row = jnp.asarray([ids])
