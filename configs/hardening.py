@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 from configs import smoke
 from configs.common import is_generated, parse_arg
 
-# Seeds differ widely on word_length; more rounds bring most of the slow ones down.
+# Seeds differ widely on word_length; more rounds bring the slow ones down.
 WORD_LENGTH_ROUNDS = {"nano-230k": 8, "nano-510k": 8}
+# It asks more of these than password_match does: with fewer texts a round they do not harden.
+MANY_EXAMPLES = ("nano-230k", "nano-510k")
 ROUNDS = 6
 
 POINTS = {True: "nano-230k+nano-510k+nano-830k", False: "nano-27k+nano-80k+nano-230k"}
@@ -44,7 +46,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if not generated:
             run.attacks.gcg.schedule = {"start": 4, "end": 10}
             run.train.epochs = 2
-        elif name == "nano-230k":  # word_length asks more of it than password_match
-            point.finetune.train.epochs = 3
+        elif name in MANY_EXAMPLES:
             run.examples_per_round, run.pool.max_examples = 2500, 5000
+            if name == "nano-230k":
+                point.finetune.train.epochs = 3
     return config
