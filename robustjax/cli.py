@@ -154,12 +154,23 @@ def _report(arguments: list[str]) -> int:
         "compute of published models; released exchanges two as Howe et al. 2024 do",
         flag_values=values,
     )
+    flags.DEFINE_string("published", "", "folder of published CSV files", flag_values=values)
+    flags.DEFINE_bool("paper", False, "also panels as PDF of 3.5 x 2.5 inches", flag_values=values)
     workdirs = parse(values, arguments, required=("out",))
-    if not workdirs:
-        raise UserError("no workdir given: robustjax report WORKDIR... --out=FOLDER")
-    from robustjax.analysis.report import write_report
+    if bool(workdirs) == bool(values.published):
+        raise UserError(
+            "give either the workdirs of runs or published files: robustjax report WORKDIR... "
+            "--out=FOLDER, or robustjax report --published=FOLDER --out=FOLDER"
+        )
+    from robustjax.analysis.report import write_published_report, write_report
 
-    print(write_report(workdirs, values.out, values.title, values.pretraining))
+    options = (values.out, values.title, values.pretraining, values.paper)
+    if workdirs:
+        page = write_report(workdirs, *options)
+    else:
+        page, notes = write_published_report(values.published, *options)
+        print(*(f"report: {note}" for note in notes), sep="\n")
+    print(page)
     return 0
 
 

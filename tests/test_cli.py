@@ -248,7 +248,7 @@ def test_unknown_commands_and_help(capsys):
 def test_report_without_results(capsys, tmp_path):
     for arguments, message in (
         ([], "--out is missing"),
-        ([f"--out={tmp_path}"], "no workdir given"),
+        ([f"--out={tmp_path}"], "give either the workdirs of runs or published files"),
         ([str(tmp_path / "no"), f"--out={tmp_path / 'out'}"], "is not a folder"),
         ([str(tmp_path), f"--out={tmp_path / 'out'}"], "no finished stage"),
     ):

@@ -12,6 +12,11 @@ SMOOTHING = (
 )
 
 
+def join(*sentences: str) -> str:
+    """Sentences as one caption, empty ones left out."""
+    return " ".join(filter(None, sentences))
+
+
 def sample(rows: Sequence[Row], denominator: str) -> str:
     """How many examples and seeds are behind the points, and what the intervals are."""
     measured = [row for row in rows if row["trials"]]

@@ -37,10 +37,19 @@ class Group:
 
     @property
     def attack_names(self) -> list[str]:
-        """Labels of the attacks that were evaluated, GCG first; options make another attack."""
+        """Labels of the attacks that were evaluated, options and position making another attack.
+
+        GCG comes first, and of each attack the suffix before the infix and the prefix.
+        """
+        places = {run.attack: run.position for run in self.attacks}
         return sorted(
-            {run.attack for run in self.attacks},
-            key=lambda name: (name != "gcg", labels.base_name(name) != "gcg", name),
+            places,
+            key=lambda name: (
+                name != "gcg",
+                labels.base_name(name) != "gcg",
+                labels.attack_parts(name)[0],
+                -places[name],
+            ),
         )
 
     @property

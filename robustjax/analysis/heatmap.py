@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from robustjax.analysis.canvas import house_style
+from robustjax.analysis.canvas import house_style, settle
 
 CELL_WIDTH, CELL_HEIGHT, NAMES_WIDTH, MAX_WIDTH = 0.72, 0.42, 1.6, 9.0
 """Inches."""
@@ -61,6 +61,7 @@ def draw_matrices(matrices: Sequence[Matrix]) -> Figure:
             else:
                 ax.set_axis_off()
         figure.supxlabel("Attacked with")
+        settle(figure)
     return figure
 
 

@@ -26,12 +26,21 @@ _OPTIONS = {
     "momentum": "momentum",
     "probe": "probe sampling",
     "bf16": "ranked in bfloat16",
+    "no_ramp": "every round as long",
 }
 
 
 def base_name(attack: str) -> str:
     """Label of an attack without its options and its position."""
     return attack.partition("@")[0].partition("+")[0]
+
+
+def attack_parts(attack: str) -> tuple[str, str]:
+    """Label of an attack without its position, and the position: `suffix`, `prefix`, `infix90`."""
+    label, _, place = attack.partition("@")
+    fraction = float(place) if place else 1.0
+    words = {1.0: "suffix", 0.0: "prefix"}
+    return label, words.get(fraction, f"infix{100 * fraction:g}")
 
 
 def attack_name(attack: str) -> str:

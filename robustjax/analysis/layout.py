@@ -1,9 +1,10 @@
 """How rows of a table become the lines and panels of a figure."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from robustjax.analysis import canvas
-from robustjax.analysis.canvas import Line, Panel, Point, XAxis
+from robustjax.analysis.drawing import Line, Panel, Point, XAxis
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_name, condition_name
 from robustjax.evaluation.records import UNDEFENDED
@@ -26,6 +27,33 @@ def size_axis(group: Group) -> XAxis:
     """An axis with a tick for every model size of the group, measured or not."""
     ticks = [(float(group.num_params[point]), label) for point, label in group.sizes.items()]
     return XAxis("Parameters", "size", ticks)
+
+
+def compute_column(rows: Sequence[Row]) -> str:
+    """The best column of attack compute that all rows have."""
+    for column in ("attack_fraction_of_pretraining", "attack_flops"):
+        if rows and not any(math.isnan(row[column]) for row in rows):
+            return column
+    return "iteration"
+
+
+def compute_axis(column: str) -> XAxis:
+    """The axis of that column."""
+    if column == "attack_fraction_of_pretraining":
+        return XAxis("Attack compute of all examples / pretraining compute", "fraction")
+    if column == "attack_flops":
+        words = "Cumulative attack compute per attacked example (algorithmic FLOPs)"
+        return XAxis(words, "flops")
+    return XAxis("Attack iterations", "flops")
+
+
+def defence_axis(rows: Sequence[Row]) -> tuple[str, XAxis]:
+    """The best column of defence compute that all rows have, and its axis."""
+    column = "defence_fraction_of_pretraining"
+    if rows and not any(math.isnan(row[column]) for row in rows):
+        return column, XAxis("Adversarial training / pretraining compute", "fraction")
+    words = "Cumulative adversarial training compute (algorithmic FLOPs)"
+    return "defence_flops", XAxis(words, "flops")
 
 
 def plain(row: Row) -> tuple[float, float, float]:
@@ -66,26 +94,37 @@ def attack_panels(
     ]
 
 
-def crossed_panels(group: Group, rows: Sequence[Row], x: str) -> list[Panel]:
-    """A panel an attack and defence, with a line a size, against column `x`."""
-    return [
-        Panel(
-            f"{attack_name(attack)} attack,\ntrained on {attack_name(defence)}",
-            size_lines(
-                group,
-                [r for r in rows if (r["attack"], r["trained_on"]) == (attack, defence)],
-                x,
-            ),
-        )
+def crossed(group: Group, rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Attack and defence with their rows, those that have any."""
+    pairs = [
+        (attack, defence, [r for r in rows if (r["attack"], r["trained_on"]) == (attack, defence)])
         for attack in group.attack_names
         for defence in group.defences
     ]
+    return [pair for pair in pairs if pair[2]]
 
 
-def size_lines(group: Group, rows: Sequence[Row], x: str) -> list[Line]:
-    """A line a size, coloured by size, against column `x`."""
-    colours = canvas.size_colours(len(group.sizes))
+def crossed_title(attack: str, defence: str) -> str:
+    """Heading of a panel about an attack and a defence."""
+    return f"{attack_name(attack)} attack,\ntrained on {attack_name(defence)}"
+
+
+def crossed_panels(
+    group: Group, rows: Sequence[Row], x: str, value: Value | None = None
+) -> list[Panel]:
+    """A panel an attack and defence, with a line a size, against column `x`."""
     return [
-        Line(label, colour, "o", points([r for r in rows if r["point"] == point], x, smooth))
+        Panel(crossed_title(attack, defence), size_lines(group, mine, x, value))
+        for attack, defence, mine in crossed(group, rows)
+    ]
+
+
+def size_lines(group: Group, rows: Sequence[Row], x: str, value: Value | None = None) -> list[Line]:
+    """A line a size, coloured by size, against column `x`; smoothed unless `value` says else."""
+    colours = canvas.size_colours(len(group.sizes), group.model_family)
+    of_size = {point: [row for row in rows if row["point"] == point] for point in group.sizes}
+    return [
+        Line(label, colour, "o", points(of_size[point], x, value or smooth))
         for (point, label), colour in zip(group.sizes.items(), colours, strict=True)
+        if of_size[point]
     ]

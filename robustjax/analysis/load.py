@@ -9,6 +9,7 @@ study, one attack, several of either.
 import dataclasses
 import json
 import os
+import statistics
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Study:
         incomplete: folders of stages without `DONE`.
         provenance: distinct values of `git_commit`, `config_hash` and `versions.<package>` in the
             `manifest.json` files, and the folders where that file is unreadable.
+        notes: what was left out or repaired on reading, and what the files do not tell.
     """
 
     finetunes: tuple[stages.Finetune, ...]
@@ -41,6 +43,7 @@ class Study:
     attacks: tuple[stages.AttackRun, ...]
     incomplete: tuple[str, ...]
     provenance: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
 
 def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "corrected") -> Study:
@@ -92,15 +95,33 @@ def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "c
             f"no finished stage in {', '.join(map(str, roots)) or 'no folder'} "
             f"({len(incomplete)} incomplete); give folders with summary.json and DONE in or below"
         )
+    costs = _mean_costs(trainings.values())
     return Study(
         finetunes=tuple(sorted(finetunes.values(), key=lambda stage: stage.victim)),
         trainings=tuple(
             sorted(trainings.values(), key=lambda stage: (stage.victim, stage.trained_on))
         ),
-        attacks=tuple(sorted(attacks.values(), key=lambda run: run.key)),
+        attacks=tuple(
+            _with_mean_cost(run, costs) for run in sorted(attacks.values(), key=lambda run: run.key)
+        ),
         incomplete=tuple(sorted(incomplete)),
         provenance={key: tuple(sorted(values)) for key, values in sorted(provenance.items())},
     )
+
+
+def _mean_costs(trainings: Iterable[stages.AdversarialTraining]) -> dict[Hashable, float]:
+    """Cumulative FLOPs by size, training attack and round, the mean over seeds."""
+    totals: dict[Hashable, list[float]] = {}
+    for training in trainings:
+        for entry in training.rounds:
+            key = (training.victim.without_seed, training.trained_on, entry.round)
+            totals.setdefault(key, []).append(entry.flops_total)
+    return {key: statistics.fmean(values) for key, values in totals.items()}
+
+
+def _with_mean_cost(run: stages.AttackRun, costs: Mapping[Hashable, float]) -> stages.AttackRun:
+    key = (run.victim.without_seed, run.trained_on, run.round)
+    return dataclasses.replace(run, mean_defence_flops=costs.get(key, run.defence_flops))
 
 
 def _visit(roots: list[Path]) -> Iterator[tuple[Path, str, bool]]:

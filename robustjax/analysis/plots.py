@@ -1,43 +1,33 @@
 """The figures of a report: which rows become which lines, and what the caption says."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
-from robustjax.analysis import canvas, captions, heatmap, layout, tables, transfer
-from robustjax.analysis.canvas import Line, Panel, XAxis, YAxis
+from robustjax.analysis import captions, layout, scaling_plots, tables, transfer
+from robustjax.analysis.canvas import Marks
+from robustjax.analysis.drawing import Line, Panel, XAxis, YAxis
+from robustjax.analysis.figure import Drawing, MatrixDrawing, ReportFigure
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
 from robustjax.evaluation.records import UNDEFENDED, rate_names
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportFigure:
-    """A figure with its caption and the numbers behind it.
-
-    Attributes:
-        stem: file name of figure and table, without group and ending.
-        title: headline.
-        caption: plain text.
-        png: the drawing; empty if there is nothing to draw.
-        rows: the table behind it.
-    """
-
-    stem: str
-    title: str
-    caption: str
-    png: bytes
-    rows: list[Row]
-
-
 def all_figures(group: Group) -> list[ReportFigure]:
-    """Every figure, in the order of the report; one without any point has an empty `png`."""
+    """Every figure, in the order of the report; one without any point has no drawing."""
     return [
         clean_accuracy(group),
         asr_against_size(group),
-        *(asr_against_attack_compute(group, attack) for attack in group.attack_names),
+        *(
+            figure
+            for attack in group.attack_names
+            for figure in asr_against_attack_compute(group, attack)
+        ),
+        scaling_plots.slope_against_size(group),
         asr_against_round(group),
+        scaling_plots.asr_after_rounds(group),
         asr_against_defence_compute(group),
+        accuracy_against_round(group),
+        *scaling_plots.asr_at_all_budgets(group),
+        scaling_plots.offence_against_defence(group),
         transfer_across_attacks(group),
         transfer_across_iterations(group),
         transfer_matrix(group),
@@ -91,38 +81,58 @@ def asr_against_size(group: Group) -> ReportFigure:
     )
 
 
-def asr_against_attack_compute(group: Group, attack: str) -> ReportFigure:
-    """ASR against attack compute, a panel a defence, a line a size."""
-    rows = tables.asr_against_attack_compute(group, attack)
+def asr_against_attack_compute(group: Group, attack: str) -> list[ReportFigure]:
+    """ASR against attack compute, a panel a defence, a line a size.
+
+    Victims of whose attacks no FLOPs are known have a figure of their own, against iterations.
+    """
+    all_rows = tables.asr_against_attack_compute(group, attack)
+    of_axis: dict[str, list[Row]] = {}
+    for condition in (UNDEFENDED, *group.defences):
+        mine = [row for row in all_rows if row["trained_on"] == condition]
+        if mine:
+            of_axis.setdefault(layout.compute_column(mine), []).extend(mine)
+    return [
+        _attack_compute_figure(group, attack, rows, column, len(of_axis) > 1)
+        for column, rows in (of_axis or {"iteration": []}).items()
+    ]
+
+
+def _attack_compute_figure(
+    group: Group, attack: str, rows: list[Row], column: str, is_one_of_many: bool
+) -> ReportFigure:
     is_best = any(row["metric"] == rate_names("keep_best").at for row in rows)
     shown = "the best text so far" if is_best else "that iteration's text"
+    present = {row["trained_on"] for row in rows}
+    conditions = [c for c in (UNDEFENDED, *group.defences) if c in present]
     panels = [
         Panel(
             condition_name(condition).capitalize()
             if condition == UNDEFENDED
             else f"After training on {attack_name(condition)}",
-            layout.size_lines(
-                group, [r for r in rows if r["trained_on"] == condition], "attack_flops"
-            ),
+            layout.size_lines(group, [r for r in rows if r["trained_on"] == condition], column),
         )
-        for condition in (UNDEFENDED, *group.defences)
+        for condition in conditions
     ]
+    in_iterations = is_one_of_many and column == "iteration"
     return _figure(
         group,
-        f"asr_vs_attack_compute_{attack_file_name(attack)}",
+        f"asr_vs_attack_compute_{attack_file_name(attack)}"
+        + ("_in_iterations" if in_iterations else ""),
         f"{attack_name(attack)}: attack success against attack compute",
         panels,
-        XAxis("Cumulative attack compute per attacked example (algorithmic FLOPs)", "flops"),
+        layout.compute_axis(column),
         YAxis("Attack success rate", "logit"),
         "Parameters",
         "band",
         rows,
         f"ASR after each {attack_name(attack)} iteration ({shown} alone) against the compute spent "
         "so far, taken as equal for all iterations.",
+        "No FLOPs of these attacks are known." if column == "iteration" and rows else "",
         captions.SMOOTHING,
         captions.rounds(rows),
         captions.sample(rows, "attacked"),
-        _missing(group, [row for row in rows if row["attack_flops"] > 0], [attack]),
+        _missing(group, rows, [attack], conditions),
     )
 
 
@@ -148,23 +158,45 @@ def asr_against_round(group: Group) -> ReportFigure:
     )
 
 
+def accuracy_against_round(group: Group) -> ReportFigure:
+    """Accuracy on clean texts over the rounds: what a defence costs where nobody attacks."""
+    rows = tables.accuracy_against_round(group)
+    return _figure(
+        group,
+        "accuracy_vs_round",
+        "Clean accuracy over adversarial training rounds",
+        layout.crossed_panels(group, rows, "round", layout.plain),
+        XAxis("Adversarial training round (0 is undefended)", "round"),
+        YAxis("Accuracy on clean text", "fraction", from_zero=False),
+        "Parameters",
+        "band",
+        rows,
+        "Accuracy on the clean texts offered to an attack after each evaluated round. The CSV also "
+        "has the accuracy under attack, as a share of the texts offered. The axis does not start "
+        "at 0.",
+        captions.sample(rows, "offered"),
+        columns=max(1, len(group.defences)),
+    )
+
+
 def asr_against_defence_compute(group: Group) -> ReportFigure:
     """ASR against cumulative defence compute, a panel an attack and defence."""
     rows = tables.asr_against_defence_compute(group)
+    column, axis = layout.defence_axis(rows)
     return _figure(
         group,
         "asr_vs_defence_compute",
         "Attack success against defence compute",
-        layout.crossed_panels(group, rows, "defence_flops"),
-        XAxis("Cumulative adversarial training compute (algorithmic FLOPs)", "flops"),
+        layout.crossed_panels(group, rows, column),
+        axis,
         YAxis("Attack success rate", "logit"),
         "Parameters",
         "band",
         rows,
         "ASR of the final text against what adversarial training has cost, search and training "
         "together, pretraining and clean fine-tuning not included. Round 0 costs nothing and has "
-        "no place on the axis. The CSV also gives the cost as a fraction of pretraining where that "
-        "is known.",
+        "no place on the axis. The CSV has the cost in FLOPs and, where pretraining is known, as a "
+        "fraction of it.",
         captions.SMOOTHING,
         captions.sample(rows, "attacked"),
         _missing(group, rows, group.attack_names, group.defences),
@@ -264,8 +296,8 @@ def transfer_matrix(group: Group) -> ReportFigure:
     return ReportFigure(
         "transfer_matrix",
         "Transfer matrix",
-        " ".join(filter(None, sentences)),
-        canvas.png(heatmap.draw_matrices(matrices)) if drawn else b"",
+        captions.join(*sentences),
+        MatrixDrawing(matrices) if drawn else None,
         rows,
     )
 
@@ -278,17 +310,19 @@ def _figure(
     x_axis: XAxis,
     y_axis: YAxis,
     legend_title: str,
-    marks: Literal["band", "bars"],
+    marks: Marks,
     rows: list[Row],
     *sentences: str,
     columns: int = 3,
 ) -> ReportFigure:
-    drawing = (
-        canvas.png(canvas.draw(panels, x_axis, y_axis, legend_title, marks, columns))
-        if any(row["trials"] for row in rows)
-        else b""
+    drawn = any(row["trials"] for row in rows) and bool(panels)
+    return ReportFigure(
+        stem,
+        title,
+        captions.join(*sentences),
+        Drawing(panels, x_axis, y_axis, legend_title, marks, columns) if drawn else None,
+        rows,
     )
-    return ReportFigure(stem, title, " ".join(filter(None, sentences)), drawing, rows)
 
 
 def _missing(

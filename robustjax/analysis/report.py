@@ -1,4 +1,4 @@
-"""From folders of records to `index.html`, figures, tables and fits.
+"""From folders of records, or published files, to `index.html`, figures, tables and fits.
 
 Nothing in the output depends on when or where it was made: the same records give the same bytes.
 """
@@ -10,22 +10,41 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from robustjax.analysis import fits, page, plots, sections, tables
+from robustjax.analysis import (
+    canvas,
+    efficiency,
+    fit_sections,
+    fits,
+    offence,
+    page,
+    plots,
+    sections,
+    tables,
+)
+from robustjax.analysis.figure import ReportFigure
+from robustjax.analysis.fit_sections import Fits
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.groups import groups as split_groups
 from robustjax.analysis.load import Study, load_study
+from robustjax.analysis.published import load_published
 from robustjax.errors import UserError
 from robustjax.evaluation.pretraining import Source
 from robustjax.evaluation.records import canonical_json
 
 FIGURE_STEMS = (
-    "clean_accuracy", "asr_vs_size", "asr_vs_attack_compute", "asr_vs_round",
-    "asr_vs_defence_compute", "transfer_attack", "transfer_iterations", "transfer_matrix",
+    "clean_accuracy", "asr_vs_size", "asr_vs_attack_compute", "slope_vs_size", "asr_vs_round",
+    "asr_after_rounds", "asr_vs_defence_compute", "accuracy_vs_round", "asr_at_budgets",
+    "offence_vs_defence", "transfer_attack", "transfer_iterations", "transfer_matrix",
 )  # fmt: skip
-"""How the names of figures begin; PNG and CSV files of an older report are recognised by them."""
+"""How the names of figures begin; files of an older report are recognised by them."""
+
+FIGURE_ENDINGS = (".png", ".svg", ".pdf", ".csv")
+
+Drawn = Sequence[tuple[Group, str, Sequence[ReportFigure]]]
+"""Groups with the end of their files' names and the figures that have something to show."""
 
 
 def write_report(
@@ -33,6 +52,7 @@ def write_report(
     out_dir: str | os.PathLike[str],
     title: str | None = None,
     pretraining: Source = "corrected",
+    for_a_paper: bool = False,
 ) -> Path:
     """Write a report on everything finished in some folders.
 
@@ -42,6 +62,7 @@ def write_report(
             removed where this report has none; other files stay.
         title: headline of the page.
         pretraining: whose figures are taken for the pretraining of published models.
+        for_a_paper: also write each panel as PDF of 3.5 x 2.5 inches, with legend and without.
 
     Returns:
         The path of `index.html`, which holds all figures and needs no other file.
@@ -50,10 +71,39 @@ def write_report(
         UserError: the records are missing, damaged or contradictory (see `load_study`), or
             `out_dir` is a file.
     """
-    out_dir = Path(out_dir)
+    return _write(load_study(paths, pretraining), Path(out_dir), title, for_a_paper)
+
+
+def write_published_report(
+    folder: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    title: str | None = None,
+    pretraining: Source = "corrected",
+    for_a_paper: bool = False,
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the same report on published result files.
+
+    Args:
+        folder: where they are, see `load_published`.
+        out_dir: as `write_report` has it, like the others.
+        title: headline of the page.
+        pretraining: whose figures are taken for the pretraining of published models.
+        for_a_paper: also write PDF files.
+
+    Returns:
+        The path of `index.html`, and what was left out or repaired on reading.
+
+    Raises:
+        UserError: a file is unknown or damaged (see `load_published`), or `out_dir` is a file.
+    """
+    study = load_published(folder, pretraining)
+    return _write(study, Path(out_dir), title, for_a_paper), study.notes
+
+
+def _write(study: Study, out_dir: Path, title: str | None, for_a_paper: bool) -> Path:
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"{out_dir} is a file; give a folder for the report")
-    files = _render(load_study(paths, pretraining), title)
+    files = _render(study, title, for_a_paper)
     out_dir.mkdir(parents=True, exist_ok=True)
     # Everything is on the disk before the first old file goes, so a full disk destroys nothing.
     staging = Path(tempfile.mkdtemp(prefix=".report-", dir=out_dir.resolve().parent))
@@ -70,32 +120,41 @@ def write_report(
     return out_dir / "index.html"
 
 
-def _render(study: Study, title: str | None) -> dict[str, bytes]:
+def _render(study: Study, title: str | None, for_a_paper: bool) -> dict[str, bytes]:
     """All files of the report by name, the page last."""
     groups = split_groups(study)
-    planned = [(group, plots.all_figures(group)) for group in groups]
-    drawn = [(group, [figure for figure in all_ if figure.png]) for group, all_ in planned]
-    undrawn = [
-        (group, figure.title) for group, all_ in planned for figure in all_ if not figure.png
+    planned = [
+        (group, slug, plots.all_figures(group))
+        for group, slug in zip(groups, _slugs(groups), strict=True)
     ]
-    files: dict[str, bytes] = {}
+    drawn = [
+        (group, slug, [figure for figure in all_ if figure.drawing is not None])
+        for group, slug, all_ in planned
+    ]
+    undrawn = [
+        (group, figure.title) for group, _, all_ in planned for figure in all_ if not figure.drawing
+    ]
+    files = _drawings(drawn, for_a_paper)
     rows_of: dict[str, list[Row]] = {}
-    for (_, figures), slug in zip(drawn, _slugs(groups), strict=True):
+    for _, _, figures in drawn:
         for figure in figures:
-            files[f"{figure.stem}-{slug}.png"] = figure.png
             rows_of.setdefault(figure.stem, []).extend(figure.rows)
     for stem, build in _TABLES.items():
         rows = [row for group in groups for row in build(group)]
         if rows:
             rows_of[stem] = rows
+    lines = {name: [row for g in groups for row in build(g)] for name, build in _FITS.items()}
+    if any(lines.values()):
+        files["fits.json"] = (canonical_json(lines, indent=2) + "\n").encode()
+    found = fit_sections.findings(groups)
+    if found:
+        rows_of["answers"] = [{"question": text, **vars(finding)} for text, finding in found]
     files.update({f"{stem}.csv": csv_bytes(rows) for stem, rows in rows_of.items()})
-    slopes = {
-        "definition": fits.ATTACK_SLOPE_DEFINITION,
-        "fits": [fit for group in groups for fit in fits.attack_slopes(group)],
-    }
-    if slopes["fits"]:
-        files["fits.json"] = (canonical_json({"attack_slopes": slopes}, indent=2) + "\n").encode()
-    files["index.html"] = _page(study, drawn, undrawn, title).encode("utf-8")
+    parts = _parts(study, drawn, undrawn, files, lines, rows_of)
+    tasks = ", ".join(sorted({group.task for group in groups}))
+    heading = title or f"Robustness against attack and defence compute: {tasks}"
+    text = page.document(heading, sections.subtitle(groups), parts)
+    files["index.html"] = text.encode("utf-8")
     return files
 
 
@@ -103,32 +162,71 @@ _TABLES = {
     "headline": lambda group: tables.headline(group) if group.attacks else [],
     "training_rounds": tables.training_rounds,
     "attack_runs": tables.attack_runs,
+    "efficiency": efficiency.efficiency_rows,
+}
+
+_FITS = {
+    "attack_scaling": fits.attack_scaling_rows,
+    "size_trend": fits.size_trend_rows,
+    "offence_defence": offence.offence_defence_rows,
+    "headline": fits.headline_rows,
 }
 
 
-def _page(
+def _drawings(drawn: Drawn, for_a_paper: bool) -> dict[str, bytes]:
+    files = {}
+    for _, slug, figures in drawn:
+        for figure in figures:
+            assert figure.drawing is not None
+            image = figure.drawing.draw()
+            name = f"{figure.stem}-{slug}"
+            files[f"{name}.png"], files[f"{name}.svg"] = canvas.png(image), canvas.svg(image)
+            if for_a_paper:
+                for part, content in figure.drawing.for_a_paper().items():
+                    files[f"{name}-{part}.pdf"] = content
+    return files
+
+
+def _parts(
     study: Study,
-    drawn: Sequence[tuple[Group, Sequence[plots.ReportFigure]]],
+    drawn: Drawn,
     undrawn: Sequence[tuple[Group, str]],
-    title: str | None,
-) -> str:
-    groups = [group for group, _ in drawn]
+    files: Mapping[str, bytes],
+    lines: Fits,
+    rows_of: Mapping[str, Sequence[Row]],
+) -> list[tuple[str, str, str]]:
+    """Identifier, heading and HTML of each section that has something to say."""
+    groups = [group for group, _, _ in drawn]
+    attacked = bool(study.attacks)
     parts = [
-        ("run", "What was run", sections.what_was_run(groups)),
-        ("results", "Headline results", sections.headline(groups)),
-        ("figures", "Figures", sections.figures(drawn)),
+        ("answers", "In short", fit_sections.answers(fit_sections.findings(groups)), attacked),
+        ("run", "What was run", sections.what_was_run(groups), True),
+        ("results", "Headline results", sections.headline(groups), True),
+        ("figures", "Figures", sections.figures(drawn, files), True),
+        (
+            "slopes",
+            "Attack scaling",
+            fit_sections.slopes(groups, lines["attack_scaling"]),
+            bool(lines["attack_scaling"]),
+        ),
+        (
+            "balance",
+            "Attack against defence compute",
+            fit_sections.balance(groups, lines["offence_defence"]),
+            bool(lines["offence_defence"]),
+        ),
+        (
+            "efficiency",
+            "What it takes to make an attack rare",
+            fit_sections.efficiency(groups, rows_of.get("efficiency", [])),
+            "efficiency" in rows_of,
+        ),
+        ("training", "Adversarial training", sections.training(groups), bool(study.trainings)),
+        ("runs", "Attack runs", sections.runs(groups), attacked),
+        ("gaps", "Failures and gaps", sections.gaps(study, groups, undrawn), True),
+        ("methods", "Methods and versions", sections.provenance(study), True),
     ]
-    if study.attacks:
-        parts.append(("slopes", "Attack scaling slopes", sections.slopes(groups)))
-    if study.trainings:
-        parts.append(("training", "Adversarial training", sections.training(groups)))
-    if study.attacks:
-        parts.append(("runs", "Attack runs", sections.runs(groups)))
-    parts.append(("gaps", "Failures and gaps", sections.gaps(study, undrawn)))
-    parts.append(("provenance", "Definitions and versions", sections.provenance(study)))
-    tasks = ", ".join(sorted({group.task for group in groups}))
-    heading = title or f"Robustness against attack and defence compute: {tasks}"
-    return page.document(heading, sections.subtitle(groups), parts)
+    return [(name, heading, content) for name, heading, content, is_told in parts if is_told]
 
 
 def csv_bytes(rows: Sequence[Row]) -> bytes:
@@ -156,5 +254,5 @@ def _slugs(groups: Sequence[Group]) -> list[str]:
 
 
 def _is_ours(name: str) -> bool:
-    known = (*FIGURE_STEMS, *_TABLES)
-    return name.endswith((".png", ".csv")) and name.startswith(known)
+    known = (*FIGURE_STEMS, *_TABLES, "answers")
+    return name.endswith(FIGURE_ENDINGS) and name.startswith(known)

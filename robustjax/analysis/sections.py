@@ -1,8 +1,9 @@
 """The text and tables of a report. Every number in it is computed from the records."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from robustjax.analysis import fits, page, plots, tables
+from robustjax.analysis import budgets, page, tables
+from robustjax.analysis.figure import ReportFigure
 from robustjax.analysis.groups import Group
 from robustjax.analysis.labels import attack_name, condition_name, family_name
 from robustjax.analysis.load import Study
@@ -23,9 +24,11 @@ DEFINITIONS = {
     "Intervals": "Wilson 95 % intervals of the counts behind a rate (z = 1.959964). They describe "
     "the sampling of examples, not the choice of seeds.",
     "Compute": "Algorithmic FLOPs: 2 N T for a forward and 4 N T for a backward pass over T tokens "
-    "of a model with N parameters, no credit for caching. Attack compute is divided by the "
-    "attacked examples and spread evenly over the iterations. Defence compute sums search and "
-    "training over the rounds.",
+    "of a model with N parameters, no credit for caching. Attack compute is spread evenly over the "
+    "iterations: that of all attacked examples where it is set against pretraining, that of one "
+    "attacked example where it is absolute, that of one offered example where it is set against "
+    "defence compute. Defence compute sums search and training over the rounds, the mean over all "
+    "trainings of a size.",
     "Source of the definitions": "Howe et al. 2024, Scaling Trends in Language Model Robustness, "
     "arXiv 2407.18213.",
 }
@@ -50,38 +53,34 @@ def headline(groups: Sequence[Group]) -> str:
     )
 
 
-def figures(groups: Sequence[tuple[Group, Sequence[plots.ReportFigure]]]) -> str:
-    """All figures, numbered through."""
+def figures(
+    groups: Sequence[tuple[Group, str, Sequence[ReportFigure]]], files: Mapping[str, bytes]
+) -> str:
+    """All figures, numbered through.
+
+    Args:
+        groups: each with the end of its files' names and its figures.
+        files: what was drawn, by name.
+    """
     parts, number = [], 0
-    for group, drawn in groups:
+    for group, slug, drawn in groups:
         if len(groups) > 1:
             heading = f"{family_name(group.model_family)} on {group.task}"
             parts.append(f"<h3>{page.escape(heading)}</h3>\n")
         for figure in drawn:
             number += 1
-            parts.append(
-                page.figure(number, figure.title, figure.caption, figure.png, f"{figure.stem}.csv")
-            )
+            png = files[f"{figure.stem}-{slug}.png"]
+            links = {
+                "CSV": f"{figure.stem}.csv",
+                "SVG": f"{figure.stem}-{slug}.svg",
+                **{
+                    f"PDF {name.removeprefix(f'{figure.stem}-{slug}-').removesuffix('.pdf')}": name
+                    for name in files
+                    if name.startswith(f"{figure.stem}-{slug}-") and name.endswith(".pdf")
+                },
+            }
+            parts.append(page.figure(number, figure.title, figure.caption, png, links))
     return "".join(parts)
-
-
-def slopes(groups: Sequence[Group]) -> str:
-    """Fitted attack slopes."""
-    rows = [row for group in groups for row in fits.attack_slopes(group)]
-    columns = {
-        **_identity(groups),
-        "Attack": page.column("attack", _attack),
-        "Victim": page.column("trained_on", _condition),
-        "Round": page.column("round"),
-        "Seeds": page.column("num_seeds"),
-        "Slope": lambda row: page.number(row["slope"]) if "slope" in row else "not fitted",
-        "Std. error": lambda row: page.number(row["stderr"]) if "stderr" in row else "",
-        "R<sup>2</sup>": lambda row: page.number(row["r_squared"]) if "slope" in row else "",
-        "Points used": page.column("points_used"),
-        "Points dropped": page.column("points_dropped"),
-    }
-    caption = f"{page.escape(fits.ATTACK_SLOPE_DEFINITION)} Data: " + _link("fits.json")
-    return page.table(rows, columns, caption)
 
 
 def training(groups: Sequence[Group]) -> str:
@@ -138,8 +137,8 @@ def runs(groups: Sequence[Group]) -> str:
     )
 
 
-def gaps(study: Study, undrawn: Sequence[tuple[Group, str]]) -> str:
-    """What the figures do not show: failures, unfinished stages, figures without a point."""
+def gaps(study: Study, groups: Sequence[Group], undrawn: Sequence[tuple[Group, str]]) -> str:
+    """What the figures do not show: failures, unfinished stages, what was left out on reading."""
     failed = [run for run in study.attacks if run.metrics["num_failures"]]
     parts = []
     if failed:
@@ -163,6 +162,14 @@ def gaps(study: Study, undrawn: Sequence[tuple[Group, str]]) -> str:
         parts.append(_list(study.incomplete))
     else:
         parts.append(page.paragraph("Every stage found had finished."))
+    left_out = [line for group in groups for line in budgets.gaps(group)]
+    for heading, lines in (
+        ("On reading the files:", study.notes),
+        ("Sizes without a place in a comparison at equal cost of the defence:", left_out),
+    ):
+        if lines:
+            parts.append(page.paragraph(heading))
+            parts.append(_list(lines))
     if undrawn:
         parts.append(page.paragraph("Figures that were not drawn, because no run gives them data:"))
         parts.append(

@@ -31,6 +31,11 @@ class Victim:
     point: str
     seed: int
 
+    @property
+    def without_seed(self) -> tuple[str, str, int, str]:
+        """What it shares with the victims of other seeds."""
+        return (self.model_family, self.task, self.num_params, self.point)
+
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
@@ -81,10 +86,16 @@ class AttackRun:
         attack_seed: seed of the attack.
         trained_on: training attack, or `UNDEFENDED` (then `round` is 0).
         round: adversarial training rounds behind the victim.
-        defence_flops: cumulative algorithmic FLOPs of its adversarial training.
+        defence_flops: cumulative algorithmic FLOPs of its adversarial training; NaN if unknown.
+        mean_defence_flops: the mean of that over all trainings of its size on the same attack,
+            those that nothing attacked included, as Howe et al. 2024 (arXiv 2407.18213) draw it.
         pretrain_flops: FLOPs of its pretraining; NaN if unknown.
-        metrics: `summarise` of the records.
-        flops_per_iteration: algorithmic FLOPs an attacked example and iteration; NaN if none ran.
+        metrics: `summarise` of the records; of published runs what their files tell.
+        curve: success rate after each measured iteration, which need not be all; what it is called
+            in `metrics` stands in `rate_names.at`.
+        headline_iteration: the iteration whose rate stands for the run.
+        flops_per_iteration: algorithmic FLOPs an iteration, over all attacked examples; NaN if none
+            ran or none are known.
         detection: what a perplexity filter makes of it, `detection_metrics` of its scores; empty
             without a filter.
     """
@@ -96,9 +107,12 @@ class AttackRun:
     attack_seed: int
     trained_on: str
     round: int
-    defence_flops: int
+    defence_flops: float
+    mean_defence_flops: float
     pretrain_flops: float
     metrics: Mapping[str, Any]
+    curve: Mapping[int, float]
+    headline_iteration: int
     flops_per_iteration: float
     detection: Mapping[str, Any]
 
@@ -106,6 +120,21 @@ class AttackRun:
     def rate_names(self) -> attack_records.RateNames:
         """What its rates are called in `metrics`."""
         return attack_records.rate_names(self.metrics["variant"])
+
+    @property
+    def num_examples(self) -> int:
+        """Examples offered to the attack."""
+        return int(self.metrics["num_examples"])
+
+    @property
+    def num_attacked(self) -> int:
+        """Examples attacked: right before, without failures."""
+        return int(self.metrics["num_attacked"])
+
+    @property
+    def flops_per_example(self) -> float:
+        """Algorithmic FLOPs an attacked example and iteration; NaN as `flops_per_iteration`."""
+        return self.flops_per_iteration / self.num_attacked if self.num_attacked else math.nan
 
     @property
     def is_cut_short(self) -> bool:
@@ -119,6 +148,12 @@ class AttackRun:
     def key(self) -> tuple[Any, ...]:
         """What was measured; two runs with the same key are the same measurement."""
         return (self.victim, self.attack, self.trained_on, self.round, self.attack_seed)
+
+
+def attack_label(name: str, options: Sequence[str], position: float) -> str:
+    """What an attack is called here: `gcg`, `gcg+momentum`, `gcg@0.9`."""
+    place = "" if position == 1.0 else f"@{position:g}"
+    return "".join((name, *(f"+{option}" for option in options), place))
 
 
 def read_finetune(folder: Path, source: str) -> Finetune:
@@ -190,25 +225,30 @@ def read_attack(folder: Path, source: str, pretraining: Source = "corrected") ->
     victim = summary.victim()
     published = pretrain_flops(victim.point, pretraining)
     flops = sum(record.flops_algorithmic for record in records if record.attacked)
-    steps = metrics["num_attacked"] * metrics["iterations"]
+    iterations = metrics["iterations"]
+    names = attack_records.rate_names(metrics["variant"])
+    defence_flops = summary.integer("defence_flops")
     return AttackRun(
         source=source,
         victim=victim,
-        attack="".join(
-            (
-                summary.string("attack"),
-                *(f"+{option}" for option in attack_records.options(metrics["variant"])),
-                "" if suffix else f"@{position:g}",
-            )
+        attack=attack_label(
+            summary.string("attack"),
+            attack_records.options(metrics["variant"]),
+            1.0 if suffix else position,
         ),
         position=1.0 if suffix else position,
         attack_seed=seeds[0] if seeds else 0,
         trained_on=trained_on,
         round=training_round,
-        defence_flops=summary.integer("defence_flops"),
+        defence_flops=defence_flops,
+        mean_defence_flops=defence_flops,
         pretrain_flops=published or summary.number("pretrain_flops", default=None),
         metrics=metrics,
-        flops_per_iteration=flops / steps if steps else math.nan,
+        curve={int(k): rate for k, rate in metrics[names.at].items() if int(k) > 0},
+        headline_iteration=iterations,
+        flops_per_iteration=(
+            flops / iterations if iterations and metrics["num_attacked"] else math.nan
+        ),
         detection=_detection(folder, summary, records),
     )
 

@@ -11,11 +11,16 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from robustjax.analysis import rates
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import base_name
 from robustjax.analysis.stages import AttackRun, Victim
 from robustjax.evaluation.records import UNDEFENDED
+
+MOST_ITERATIONS = 130
+"""Points of a curve in a figure and its table, as Howe et al. 2024 (arXiv 2407.18213) thin it."""
 
 
 def clean_accuracy(group: Group) -> list[Row]:
@@ -75,16 +80,11 @@ def asr_against_size(group: Group) -> list[Row]:
 
 def asr_against_round(group: Group) -> list[Row]:
     """ASR of the final text after each evaluated round; round 0 is the undefended victim."""
-    rows: list[Row] = []
-    for attack in group.attack_names:
-        for trained_on in group.defences:
-            runs = group.runs(attack, trained_on)
-            if runs:
-                runs = group.runs(attack, UNDEFENDED) + runs
-            for number in sorted({run.round for run in runs}):
-                this_round = [run for run in runs if run.round == number]
-                rows += _final_rows(group, this_round, attack, trained_on)
-    return rows
+    return [
+        row
+        for attack, trained_on, same_round in _evaluated_rounds(group)
+        for row in _final_rows(group, same_round, attack, trained_on)
+    ]
 
 
 def asr_against_defence_compute(group: Group) -> list[Row]:
@@ -92,34 +92,80 @@ def asr_against_defence_compute(group: Group) -> list[Row]:
     return [row for row in asr_against_round(group) if row["defence_flops"] > 0]
 
 
-def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
-    """ASR after each iteration against cumulative attack FLOPs an attacked example.
+def accuracy_against_round(group: Group) -> list[Row]:
+    """Accuracy on clean texts and under attack after each evaluated round.
 
-    Attacks that leave broken examples alone have no rows: their iterations do not cost the same.
+    Both are shares of the examples offered. Under attack it is the median over seeds and its range.
     """
     rows: list[Row] = []
-    for trained_on in (UNDEFENDED, *group.defences):
-        all_runs = [run for run in group.last_runs(attack, trained_on) if not run.is_cut_short]
-        for point, runs in _by_point(group, all_runs):
-            for iteration in range(1, max(run.metrics["iterations"] for run in runs) + 1):
-                reached = [run for run in runs if run.metrics["iterations"] >= iteration]
-                flops = mean(run.flops_per_iteration for run in reached)
-                pretrain_flops = mean(run.pretrain_flops for run in reached)
-                counts = [asr_count(run, iteration) for run in reached]
-                rows.append(
-                    {
-                        **group.identity(point),
-                        "attack": attack,
-                        "trained_on": trained_on,
-                        "round": span([run.round for run in reached]),
-                        "iteration": iteration,
-                        "metric": reached[0].rate_names.at,
-                        "attack_flops": iteration * flops,
-                        "attack_fraction_of_pretraining": _ratio(iteration * flops, pretrain_flops),
-                        **dataclasses.asdict(rates.combine(counts)),
-                    }
-                )
+    for attack, trained_on, same_round in _evaluated_rounds(group):
+        for point, runs in _by_point(group, same_round):
+            clean = [
+                _accuracy_count(run.metrics["accuracy_before"], run.num_examples) for run in runs
+            ]
+            after = [run.metrics[run.rate_names.accuracy] for run in runs]
+            rows.append(
+                {
+                    **group.identity(point),
+                    "attack": attack,
+                    "trained_on": trained_on,
+                    "round": runs[0].round,
+                    "defence_flops": mean(run.mean_defence_flops for run in runs),
+                    **dataclasses.asdict(rates.combine(clean)),
+                    "under_attack": rates.median(after),
+                    "under_attack_low": min(after),
+                    "under_attack_high": max(after),
+                }
+            )
     return rows
+
+
+def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
+    """ASR after each iteration against cumulative attack compute, after the last round."""
+    rows: list[Row] = []
+    for trained_on in (UNDEFENDED, *group.defences):
+        for _, runs in _by_point(group, group.last_runs(attack, trained_on)):
+            rows += attack_curve(group, runs)
+    return rows
+
+
+def attack_curve(group: Group, runs: Sequence[AttackRun]) -> list[Row]:
+    """The rows of one attack, defence and size: a row an iteration, at most `MOST_ITERATIONS`.
+
+    `attack_flops` are those of an attacked example; the fraction of pretraining is, as in Howe et
+    al. 2024 (arXiv 2407.18213), that of the whole attacked set. Attacks that leave broken examples
+    alone have no rows: their iterations do not cost the same.
+    """
+    runs = [run for run in runs if not run.is_cut_short]
+    rows: list[Row] = []
+    for iteration in _thinned({iteration for run in runs for iteration in run.curve}):
+        reached = [run for run in runs if iteration in run.curve]
+        whole = iteration * mean(run.flops_per_iteration for run in reached)
+        rows.append(
+            {
+                **group.identity(reached[0].victim.point),
+                "attack": reached[0].attack,
+                "trained_on": reached[0].trained_on,
+                "round": span([run.round for run in reached]),
+                "iteration": iteration,
+                "metric": reached[0].rate_names.at,
+                "attack_flops": iteration * mean(run.flops_per_example for run in reached),
+                "attack_fraction_of_pretraining": _ratio(
+                    whole, mean(run.pretrain_flops for run in reached)
+                ),
+                **dataclasses.asdict(rates.combine([asr_count(run, iteration) for run in reached])),
+            }
+        )
+    return rows
+
+
+def _thinned(iterations: set[int]) -> list[int]:
+    """Those that equal one of `MOST_ITERATIONS` evenly spaced quantiles; all if they are few."""
+    ordered = sorted(iterations)
+    if len(ordered) <= MOST_ITERATIONS:
+        return ordered
+    shares = np.linspace(0, 1, MOST_ITERATIONS)
+    return [int(k) for k in np.unique(np.quantile(ordered, shares, method="nearest"))]
 
 
 def transfer_across_attacks(group: Group) -> list[Row]:
@@ -154,8 +200,8 @@ def transfer_across_iterations(group: Group) -> list[Row]:
                 for run in same_size
                 if (run.victim, run.trained_on) in trained
             ]
-            pairs = [(run, few) for run, few in pairs if few < run.metrics["iterations"]]
-            many = [(run, run.metrics["iterations"]) for run, _ in pairs]
+            pairs = [(run, few) for run, few in pairs if few < run.headline_iteration]
+            many = [(run, run.headline_iteration) for run, _ in pairs]
             for series, chosen in (("trained", pairs), ("last", many)):
                 if chosen:
                     counts = [asr_count(run, iteration) for run, iteration in chosen]
@@ -251,10 +297,8 @@ def attack_runs(group: Group) -> list[Row]:
             "asr": run.metrics[run.rate_names.rate],
             "asr_low": run.metrics[run.rate_names.interval][0],
             "asr_high": run.metrics[run.rate_names.interval][1],
-            "iterations": run.metrics["iterations"],
-            "asr_first_success": run.metrics["asr_first_success_at"][
-                str(run.metrics["iterations"])
-            ],
+            "iterations": run.headline_iteration,
+            "asr_first_success": first_success(run, run.headline_iteration),
             "attack_flops": run.metrics["flops_algorithmic"],
             "attack_flops_executed": run.metrics["flops_executed"],
             "defence_flops": run.defence_flops,
@@ -269,14 +313,14 @@ def _final_rows(
     group: Group, runs: Sequence[AttackRun], attack: str, trained_on: str
 ) -> Iterable[Row]:
     for point, same_size in _by_point(group, runs):
-        defence_flops = mean(run.defence_flops for run in same_size)
+        defence_flops = mean(run.mean_defence_flops for run in same_size)
         pretrain_flops = mean(run.pretrain_flops for run in same_size)
         yield {
             **group.identity(point),
             "attack": attack,
             "trained_on": trained_on,
             "round": span([run.round for run in same_size]),
-            "iterations": span([run.metrics["iterations"] for run in same_size]),
+            "iterations": span([run.headline_iteration for run in same_size]),
             "metric": same_size[0].rate_names.rate,
             "defence_flops": defence_flops,
             "defence_fraction_of_pretraining": _ratio(defence_flops, pretrain_flops),
@@ -296,15 +340,19 @@ def _accuracy_count(accuracy: float, n: int) -> rates.Count:
 
 
 def _final_count(run: AttackRun) -> rates.Count:
-    metrics = run.metrics
-    return rates.Count(metrics["num_broken"], metrics["num_attacked"], metrics["num_examples"])
+    return asr_count(run, run.headline_iteration)
 
 
 def asr_count(run: AttackRun, iteration: int) -> rates.Count:
     """How many examples the text of an iteration broke."""
-    attacked = run.metrics["num_attacked"]
-    successes = round(run.metrics[run.rate_names.at][str(iteration)] * attacked)
-    return rates.Count(successes, attacked, run.metrics["num_examples"])
+    attacked = run.num_attacked
+    successes = round(run.curve[iteration] * attacked) if attacked else 0
+    return rates.Count(successes, attacked, run.num_examples)
+
+
+def first_success(run: AttackRun, iteration: int) -> float:
+    """Share broken at an iteration or before; NaN where nothing tells."""
+    return float(run.metrics["asr_first_success_at"].get(str(iteration), math.nan))
 
 
 def _overlap(row: Row) -> str:
@@ -328,3 +376,17 @@ def mean(values: Iterable[float]) -> float:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
+
+
+def _evaluated_rounds(group: Group) -> Iterable[tuple[str, str, list[AttackRun]]]:
+    """Attack, defence and the runs of a round, round by round.
+
+    Round 0 is what was measured before the first one with the same attack, else the undefended.
+    """
+    for attack in group.attack_names:
+        for trained_on in group.defences:
+            runs = group.runs(attack, trained_on)
+            if runs and all(run.round for run in runs):
+                runs = group.runs(attack, UNDEFENDED) + runs
+            for number in sorted({run.round for run in runs}):
+                yield attack, trained_on, [run for run in runs if run.round == number]

@@ -7,7 +7,7 @@ from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.heatmap import Matrix
 from robustjax.analysis.labels import attack_name, condition_name
 from robustjax.analysis.stages import AttackRun
-from robustjax.analysis.tables import asr_count, mean, span
+from robustjax.analysis.tables import asr_count, first_success, mean, span
 from robustjax.evaluation.records import UNDEFENDED
 
 
@@ -31,7 +31,7 @@ def _rows_of_cell(group: Group, point: str, trained_on: str, attack: str) -> lis
     rows = []
     for number in sorted({run.round for run in runs}):
         same = [run for run in runs if run.round == number]
-        for iteration in _strengths(min(run.metrics["iterations"] for run in same)):
+        for iteration in _strengths(same):
             rows.append(
                 {
                     **group.identity(point),
@@ -41,7 +41,7 @@ def _rows_of_cell(group: Group, point: str, trained_on: str, attack: str) -> lis
                     "position": same[0].position,
                     "iteration": iteration,
                     "metric": same[0].rate_names.at,
-                    "attack_flops": iteration * mean(run.flops_per_iteration for run in same),
+                    "attack_flops": iteration * mean(run.flops_per_example for run in same),
                     "defence_flops": mean(run.defence_flops for run in same),
                     "first_success": _first_success(same, iteration),
                     **dataclasses.asdict(
@@ -52,15 +52,15 @@ def _rows_of_cell(group: Group, point: str, trained_on: str, attack: str) -> lis
     return rows
 
 
-def _strengths(iterations: int) -> list[int]:
-    powers = [1 << k for k in range(iterations.bit_length()) if 1 << k < iterations]
-    return [*powers, iterations] if iterations else []
+def _strengths(runs: list[AttackRun]) -> list[int]:
+    """Powers of two and the last, of the iterations that all runs measured."""
+    measured = sorted(set.intersection(*(set(run.curve) for run in runs)))
+    return [k for k in measured if k & (k - 1) == 0 or k == measured[-1]]
 
 
 def _first_success(runs: list[AttackRun], iteration: int) -> float:
     """Median over seeds, as `value` is."""
-    values = [run.metrics["asr_first_success_at"][str(iteration)] for run in runs]
-    return rates.median(values)
+    return rates.median([first_success(run, iteration) for run in runs])
 
 
 def matrices(group: Group, rows: list[Row]) -> list[Matrix]:

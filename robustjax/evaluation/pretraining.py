@@ -32,6 +32,34 @@ _LM_PARAMS_AND_TOKENS = {
     "qwen2.5-14b": (14_770_033_664, 105 * 10**11),
 }
 
+_CLASSIFIER_PARAMS = {
+    "pythia-14m": 7_629_056,
+    "pythia-31m": 17_617_408,
+    "pythia-70m": 44_672_000,
+    "pythia-160m": 123_691_008,
+    "pythia-410m": 353_824_768,
+    "pythia-1b": 908_763_136,
+    "pythia-1.4b": 1_311_629_312,
+    "pythia-2.8b": 2_646_435_840,
+    "pythia-6.9b": 6_650_740_736,
+    "pythia-12b": 11_586_560_000,
+    "qwen2.5-0.5b": 494_034_560,
+    "qwen2.5-1.5b": 1_543_717_376,
+    "qwen2.5-3b": 3_085_942_784,
+    "qwen2.5-7b": 7_070_626_304,
+    "qwen2.5-14b": 13_991_476_224,
+}
+"""Weights with the head of two classes in place of the unembedding."""
+
+POINT_OF_NUM_PARAMS: Mapping[int, str] = {
+    **{count: point for point, count in _CLASSIFIER_PARAMS.items()},
+    **{count: point for point, (count, _) in _LM_PARAMS_AND_TOKENS.items()},
+}
+"""Scaling point by its weights, those of the classifier or of the language model.
+
+Results are looked up by this count, never by their rank among others: a file may lack sizes.
+"""
+
 PRETRAIN_FLOPS: Mapping[str, int] = {
     point: 6 * params * tokens for point, (params, tokens) in _LM_PARAMS_AND_TOKENS.items()
 }

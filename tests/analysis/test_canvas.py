@@ -1,15 +1,21 @@
 """Drawings: no text lies on other text, whatever the panels, sizes and rates are."""
 
+import dataclasses
 import itertools
 import math
+import re
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustjax.analysis import canvas, labels, plots
-from robustjax.analysis.canvas import Line, Panel, Point, XAxis, YAxis
+from robustjax.analysis.canvas import Fit, Guides, Line, Panel, Point, XAxis, YAxis
 from robustjax.analysis.groups import groups
 from robustjax.analysis.load import load_study
+from robustjax.analysis.publication import publication
 
 PYTHIA = (7.6e6, 17.6e6, 44.7e6, 123.7e6, 353.8e6, 908.8e6, 1.31e9, 2.65e9, 6.65e9, 11.6e9)
 NANO = (28e3, 121e3, 481e3, 914e3, 3.2e6)
@@ -98,15 +104,13 @@ def test_figures_against_compute_are_readable_and_have_two_ticks_an_axis(xs, rat
         assert sum(low <= place <= high for place in axis.get_majorticklocs()) >= 2
 
 
-def test_the_figures_of_a_study_are_readable(shared_study, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(canvas, "png", lambda figure: drawn.append(figure) or b"png")
+def test_the_figures_of_a_study_are_readable(shared_study):
     plan = {"sizes": {"nano-28k": 28_320, "nano-900k": 913_664}, "num_examples": 32}
     (group,) = groups(load_study([shared_study(**plan)]))
     figures = plots.all_figures(group)
-    assert len(drawn) == len(figures) == 9
-    for figure in drawn:
-        assert_readable(figure)
+    assert len(figures) == 17
+    for figure in figures:
+        assert_readable(figure.drawing.draw())
 
 
 def test_close_sizes_get_upright_labels():
@@ -175,3 +179,189 @@ def test_size_colours_run_from_dark_to_light():
         colours = canvas.size_colours(count)
         assert len(set(colours)) == count
         assert [*sorted(colours, key=luminance)] == colours
+
+
+def compute_panel(num_sizes, is_bound=False):
+    """Attack compute against defence compute, a line a size."""
+    lines = []
+    for index, colour in enumerate(canvas.size_colours(num_sizes)):
+        points = [
+            Point(10.0 ** (-5 + r / 2), v := 10.0 ** (-6 + r / 3 + index / 9), v / 2, v * 2,
+                  is_bound and r == 4)
+            for r in range(5)
+        ]  # fmt: skip
+        lines.append(Line(labels.size_label(int(PYTHIA[index])), colour, "o", points))
+    return Panel("spam", lines, guides=Guides())
+
+
+FRACTION = XAxis("Defence compute (share of pretraining)", "fraction")
+COMPUTE = YAxis("Attack compute (share of pretraining)", "flops")
+SLOPE = YAxis("Slope", "slope", reference=0.0)
+
+
+def test_compute_against_compute_is_readable_and_logarithmic_on_both_axes():
+    drawn = canvas.draw([compute_panel(10)] * 2, FRACTION, COMPUTE, "Parameters", "band")
+    assert_readable(drawn)
+    ax = drawn.axes[0]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    FigureCanvasAgg(drawn).draw()
+    low, high = ax.get_xlim()
+    names = {
+        tick.label1.get_text()
+        for tick in ax.xaxis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    }
+    assert names == {"0.001%", "0.01%", "0.1%"}
+
+
+@pytest.mark.parametrize(("lowest", "percent"), [(1e-5, True), (1e-7, False)])
+def test_small_fractions_are_powers_of_ten(lowest, percent):
+    line = Line("a", "#000000", "o", [Point(x, 0.5, 0.4, 0.6) for x in (lowest, 1e-3)])
+    ax = canvas.draw([Panel("", [line])], FRACTION, YAxis("y", "logit"), "", "band").axes[0]
+    assert ax.xaxis.get_major_formatter()(1e-3, 0).endswith("%") == percent
+
+
+def test_guides_have_their_slope_lie_behind_and_change_no_limit():
+    plain = dataclasses.replace(compute_panel(2), guides=None)
+    guided = dataclasses.replace(plain, guides=Guides(slope=2.0, count=7))
+    axes = [
+        canvas.draw([panel], FRACTION, COMPUTE, "", "band").axes[0] for panel in (plain, guided)
+    ]
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    lines = [line for line in axes[1].get_lines() if line.get_linestyle() == "--"]
+    assert len(lines) == 7
+    data = [line for line in axes[1].get_lines() if line not in lines]
+    for line in lines:
+        (x0, x1), (y0, y1) = np.log10(line.get_xdata()), np.log10(line.get_ydata())
+        assert (y1 - y0) / (x1 - x0) == pytest.approx(2)
+        assert line.get_zorder() < min(other.get_zorder() for other in data)
+
+
+def test_lower_bounds_are_open_triangles_with_an_entry_in_the_legend():
+    drawn = canvas.draw([compute_panel(2, True)], FRACTION, COMPUTE, "", "band")
+    open_ones = [line for line in drawn.axes[0].get_lines() if line.get_marker() == "^"]
+    assert [list(line.get_xdata()) for line in open_ones] == [[1e-3], [1e-3]]
+    assert {line.get_markerfacecolor() for line in open_ones} == {"#ffffff"}
+    full = [line for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
+    assert [line.get_markevery() for line in full] == [[0, 1, 2, 3]] * 2
+    texts = [[text.get_text() for text in legend.get_texts()] for legend in drawn.legends]
+    assert texts == [["7.6M", "17.6M", "at least"]]
+
+
+def test_bounds_and_unjoined_points_of_long_lines_are_seen():
+    points = [Point(i, 0.5, 0.4, 0.6, i == 7) for i in range(1, 60)]
+    panel = Panel("", [Line("a", "#000000", "o", points)])
+    for fits, markers in (((), ["None", "^"]), ([Fit("f", 1, 0.5, 9, 0.5)], ["o", "None", "^"])):
+        panel = dataclasses.replace(panel, fits=fits)
+        ax = canvas.draw([panel], XAxis("x", "flops"), YAxis("y", "logit"), "", "band").axes[0]
+        assert sorted(line.get_marker() for line in ax.get_lines()) == sorted(markers)
+
+
+def test_a_fit_is_drawn_instead_of_joining_lines_and_named_where_there_is_room():
+    for ends in ((0.3, 0.1), (0.1, 0.3)):
+        heights = np.linspace(*ends, len(PYTHIA))
+        points = [Point(x, y, y - 0.01, y + 0.01) for x, y in zip(PYTHIA, heights, strict=True)]
+        fits = [Fit("R² = 0.74", PYTHIA[0], ends[0], PYTHIA[-1], ends[1])]
+        panel = Panel("spam", [Line("", "#333333", "o", points)], fits=fits)
+        drawn = canvas.draw([panel], size_axis(PYTHIA), SLOPE, "", "bars")
+        assert_readable(drawn)
+        assert drawn.legends == []
+        ax = drawn.axes[0]
+        (fitted,) = [line for line in ax.get_lines() if line.get_color() == "#c1121f"]
+        assert list(fitted.get_ydata()) == list(ends)
+        (dots,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
+        assert dots.get_linestyle() == "None"
+        low, high = ax.get_ylim()
+        assert low < 0 < high
+        (text,) = ax.texts
+        assert text.get_text() == "R² = 0.74"
+        box = text.get_window_extent()
+        for point in points:
+            for y in np.linspace(point.low, point.high, 9):
+                assert not box.contains(*ax.transData.transform((point.x, y)))
+        assert not box.y0 <= ax.transData.transform((1e8, 0))[1] <= box.y1
+
+
+def test_long_lines_lose_points_but_not_their_shape():
+    x = 10 ** np.linspace(9, 13, 1280)
+    y = 0.5 + 0.3 * np.sin(5 * np.log10(x))
+    y[700] = 0.9
+    points = [Point(a, b, b - 0.05, b + 0.05) for a, b in zip(x, y, strict=True)]
+    panel = Panel("", [Line("a", "#000000", "o", points)])
+    ax = canvas.draw([panel], XAxis("x", "flops"), YAxis("y", "fraction"), "", "band").axes[0]
+    (line,) = ax.get_lines()
+    assert line.get_marker() == "None"
+    assert len(line.get_xdata()) < 640
+    assert max(line.get_ydata()) == pytest.approx(0.9, abs=1e-3)
+    shown = np.interp(np.log10(x), np.log10(line.get_xdata()), line.get_ydata())
+    assert np.quantile(np.abs(shown - y), 0.99) < 1e-2  # the line is steep
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert corners[:, 1].max() == pytest.approx(0.95, abs=1e-3)
+
+
+def test_files_of_a_figure_are_the_same_bytes_again():
+    for save in (canvas.png, canvas.svg, canvas.pdf):
+        one, two = (
+            save(canvas.draw([compute_panel(3)], FRACTION, COMPUTE, "P", "band")) for _ in range(2)
+        )
+        assert one == two
+        figure = canvas.draw([compute_panel(3)], FRACTION, COMPUTE, "P", "band")
+        canvas.png(figure)
+        assert save(figure) == one  # whatever was saved before
+
+
+def test_svg_has_text_no_date_and_short_numbers():
+    drawing = canvas.svg(canvas.draw([compute_panel(3)], FRACTION, COMPUTE, "Sizes", "band"))
+    text = drawing.decode("utf-8")
+    assert ">7.6M</text>" in text and "sans-serif" in text
+    assert "dc:date" not in text and "Matplotlib" not in text
+    numbers = re.findall(r"-?\d+\.?\d*", " ".join(re.findall(r' d="([^"]+)"', text)))
+    assert len(numbers) > 100
+    assert max(len(number.partition(".")[2]) for number in numbers) == 2
+    ElementTree.fromstring(drawing)
+
+
+def test_the_layout_is_solved_once(monkeypatch):
+    solved = []
+    execute = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(
+        ConstrainedLayoutEngine, "execute", lambda *args: solved.append(1) or execute(*args)
+    )
+    drawn = canvas.draw([compute_panel(2)] * 2, FRACTION, COMPUTE, "", "band")
+    canvas.png(drawn)
+    canvas.svg(drawn)
+    assert len(solved) == 1
+
+
+@pytest.mark.parametrize("has_legend", [True, False])
+@pytest.mark.parametrize("names", [["7.6M", "11.6B"], ["undefended", "trained on RandomToken"]])
+def test_publications_have_the_size_of_a_column_and_embedded_fonts(monkeypatch, has_legend, names):
+    figures = []
+    pdf = canvas.pdf
+    monkeypatch.setattr(canvas, "pdf", lambda figure: figures.append(figure) or pdf(figure))
+    points = compute_panel(1).lines[0].points
+    panel = Panel("A title", [Line(name, "#000000", "o", points) for name in names])
+    arguments = (panel, FRACTION, COMPUTE, "Victim", "band", has_legend)
+    content = publication(*arguments)
+    assert content.startswith(b"%PDF-")
+    assert b"/MediaBox [ 0 0 252 180 ]" in content
+    assert b"/FontFile2" in content and b"/Type3" not in content
+    assert b"CreationDate" not in content and b"Matplotlib" not in content
+    assert publication(*arguments) == content
+    (figure, _) = figures
+    assert_readable(figure)
+    assert len(figure.legends) == has_legend
+    (ax,) = figure.axes
+    assert ax.get_title() == ""
+    box = ax.get_window_extent()
+    assert box.height > 0.3 * figure.bbox.height and box.width > 0.5 * figure.bbox.width
+    for legend in figure.legends:
+        assert not box.overlaps(legend.get_window_extent())
+
+
+def test_families_and_rounds_have_maps_of_their_own():
+    maps = [canvas.size_colours(5), canvas.size_colours(5, "qwen2.5"), canvas.round_colours(5)]
+    assert canvas.size_colours(5, "pythia") == canvas.size_colours(5, "nano") == maps[0]
+    assert len({tuple(colours) for colours in maps}) == 3
+    assert canvas.round_colours(1) != canvas.round_colours(2)[:1]

@@ -37,7 +37,8 @@ def test_a_single_attack_is_its_own_workdir(lone_attack):
     (run,) = load_study([lone_attack()]).attacks
     assert (run.source, run.attack, run.trained_on, run.round) == (".", "gcg", "none", 0)
     # 2 N T FLOPs for each of 100 candidates, per attacked example and iteration.
-    assert run.flops_per_iteration == 2 * 28_320 * 90 * 100
+    assert run.flops_per_example == 2 * 28_320 * 90 * 100
+    assert run.flops_per_iteration == run.flops_per_example * run.num_attacked
 
 
 def test_place_order_and_overlap_of_the_folders_do_not_matter(study, tmp_path):

@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 
-from robustjax.analysis import fits, labels, rates, tables
+from robustjax.analysis import labels, rates, tables
 from robustjax.analysis.groups import groups
 from robustjax.analysis.load import load_study
 from robustjax.analysis.stages import Victim
@@ -198,54 +197,9 @@ def test_tasks_are_kept_apart(shared_study):
     assert all(len(group.finetunes) == 1 for group in found)
 
 
-def test_least_squares_agrees_with_numpy():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=20)
-    y = 3 * x - 1 + rng.normal(size=20)
-    line = fits.least_squares(list(x), list(y))
-    (slope, intercept), covariance = np.polyfit(x, y, 1, cov="unscaled")
-    residual = y - slope * x - intercept
-    assert (line.slope, line.intercept) == pytest.approx((slope, intercept))
-    assert line.stderr == pytest.approx(math.sqrt(covariance[0, 0] * (residual @ residual) / 18))
-    assert line.r_squared == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
-
-
-def test_least_squares_limits():
-    assert fits.least_squares([], []) is None
-    assert fits.least_squares([1.0, 1.0], [0.0, 2.0]) is None
-    two = fits.least_squares([0.0, 1.0], [1.0, 3.0])
-    assert (two.slope, two.intercept) == (2.0, 1.0)
-    assert math.isnan(two.stderr)
-
-
-def test_attack_slopes_drop_rates_of_0_and_1_and_say_so(group):
-    for fit in fits.attack_slopes(group):
-        (run,) = [
-            run
-            for run in group.last_runs(fit["attack"], fit["trained_on"])
-            if run.victim.point == fit["point"]
-        ]
-        curve = [run.metrics["asr_at"][str(k)] for k in range(1, run.metrics["iterations"] + 1)]
-        inside = [(k, p) for k, p in enumerate(curve, 1) if 0 < p < 1]
-        assert fit["points_used"] == len(inside)
-        assert fit["points_dropped"] == len(curve) - len(inside)
-        if "slope" in fit:
-            x = [math.log10(k) for k, _ in inside]
-            y = [math.log10(p / (1 - p)) for _, p in inside]
-            assert fit["slope"] == pytest.approx(np.polyfit(x, y, 1)[0])
-
-
 def test_attacks_have_names_and_labels():
     assert labels.attack_name("gcg") == "GCG"
     assert labels.attack_name("gcg@0.9") == "GCG at 0.9"
     assert labels.attack_name("mine+momentum+new@0") == "mine (momentum, new) at 0"
     assert labels.base_name("gcg+momentum+probe@0.9") == labels.base_name("gcg@0") == "gcg"
     assert labels.attack_file_name("gcg+bf16@0.5") == "gcg_with_bf16_at_0.5"
-
-
-def test_an_attack_that_always_works_has_no_slope_but_a_reason(shared_study):
-    (group,) = groups(load_study([shared_study(**TINY, fixed_asr=1.0)]))
-    for fit in fits.attack_slopes(group):
-        assert "slope" not in fit
-        assert fit["reason"]
-        assert fit["points_used"] == 0
