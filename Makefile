@@ -35,6 +35,7 @@ bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line 
 	$(BIN)/python -m benchmarks.data_speed
 	$(BIN)/python -m benchmarks.records_load
 	$(BIN)/python -m benchmarks.flops_gap
+	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.load_time
 	$(BIN)/python -m benchmarks.checkpoint_time
 	$(BIN)/python -m benchmarks.convert_memory

@@ -89,6 +89,8 @@ def test_each_task_has_a_card_that_is_true(name):
         "docs/attack_your_model.md",
         "docs/adversarial_training.md",
         "docs/evaluation.md",
+        "docs/analysis.md",
+        "docs/statistics.md",
     ],
 )
 def test_links_lead_somewhere(name):

@@ -44,7 +44,7 @@ def budget_rounds(runs: Sequence[AttackRun], budget: float) -> dict[str, int]:
 
 
 def is_met(runs: Sequence[AttackRun], budget: float) -> bool:
-    """Whether any round had cost the budget to a factor of two; else no comparison is at its cost."""
+    """Whether any round had cost the budget to a factor of two; else nothing compares at it."""
     shares = (run.mean_defence_flops / run.pretrain_flops for run in runs)
     return any(budget / 2 <= share <= 2 * budget for share in shares)
 

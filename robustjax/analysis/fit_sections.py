@@ -10,6 +10,9 @@ from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_name, condition_name, family_name
 from robustjax.evaluation.records import UNDEFENDED
 
+MOST_SHOWN = 8
+"""Findings of a question up to which all are shown unasked."""
+
 Fits = Mapping[str, Sequence[Row]]
 """The lists of `fits.json`."""
 
@@ -30,9 +33,9 @@ def answers(found: Sequence[tuple[str, Finding]]) -> str:
     for question in QUESTIONS:
         mine = [finding for text, finding in found if text == question.text]
         verdict = overall(mine)
-        items.append(
-            page.Answer(question.text, verdict, _in_short(mine, question.yes), _detail(mine))
-        )
+        sentence, detail = _in_short(mine, question.yes), _detail(mine) if len(mine) > 1 else ""
+        is_open = len(mine) <= MOST_SHOWN
+        items.append(page.Answer(question.text, verdict, sentence, detail, is_open))
     return page.answers(items)
 
 
@@ -41,7 +44,7 @@ def _in_short(mine: Sequence[Finding], claim: str) -> str:
     if not mine:
         return "Nothing was run that tells."
     if len(mine) == 1:
-        return mine[0].sentence
+        return f"{mine[0].subject}: {mine[0].sentence}"
     counts = {word: sum(f.verdict == word for f in told) for word in ("yes", "no", "unclear")}
     return (
         f"That {claim} holds in {counts['yes']} of {len(mine)} comparisons, the opposite in "
@@ -50,21 +53,11 @@ def _in_short(mine: Sequence[Finding], claim: str) -> str:
 
 
 def _detail(mine: Sequence[Finding]) -> str:
-    rows = [
-        {
-            "where": f"{family_name(finding.model_family)} on {finding.task}",
-            "subject": finding.subject,
-            "verdict": finding.verdict,
-            "sentence": finding.sentence,
-        }
-        for finding in mine
-    ]
-    if not rows:
-        return ""
     lines = "".join(
-        f"<li>{page.escape(row['where'])}, {page.escape(row['subject'])}: "
-        f"<b>{page.escape(row['verdict'])}</b>. {page.escape(row['sentence'])}</li>\n"
-        for row in rows
+        f"<li>{page.escape(family_name(finding.model_family))} on {page.escape(finding.task)}, "
+        f"{page.escape(finding.subject)}: <b>{page.escape(finding.verdict)}</b>. "
+        f"{page.escape(finding.sentence)}</li>\n"
+        for finding in mine
     )
     return f"<ul>\n{lines}</ul>\n"
 
@@ -208,7 +201,7 @@ def _bounds(method: str) -> page.Cell:
         low, high = row[f"{method}_ci_low"], row[f"{method}_ci_high"]
         return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
-    return show
+    return page.Column(show, lambda row: row[f"{method}_ci_low"])
 
 
 def _number(value: float | None) -> str:

@@ -42,13 +42,15 @@ class Answer:
         question: plain text.
         verdict: "yes", "no" or another word for why it is neither; plain text.
         sentence: the answer; plain text.
-        detail: HTML of what it rests on, folded away; empty for nothing.
+        detail: HTML of what it rests on, empty for nothing.
+        is_open: whether that is shown unasked.
     """
 
     question: str
     verdict: str
     sentence: str
     detail: str = ""
+    is_open: bool = False
 
 
 def escape(value: Any) -> str:
@@ -160,9 +162,10 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>\n"
 
 
-def details(summary: str, content: str) -> str:
-    """Content that is folded away until asked for."""
-    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
+def details(summary: str, content: str, is_open: bool = False) -> str:
+    """Content that can be folded away, and is unless it is to be open."""
+    tag = "<details open>" if is_open else "<details>"
+    return f"{tag}<summary>{escape(summary)}</summary>\n{content}</details>\n"
 
 
 def answers(items: Sequence[Answer]) -> str:
@@ -172,7 +175,7 @@ def answers(items: Sequence[Answer]) -> str:
 
 def _answer(item: Answer) -> str:
     kind = "verdict firm" if item.verdict in ("yes", "no") else "verdict"
-    detail = details("What this rests on", item.detail) if item.detail else ""
+    detail = details("What this rests on", item.detail, item.is_open) if item.detail else ""
     return (
         f"<li>\n<h3>{escape(item.question)}</h3>\n"
         f'<p><strong class="{kind}">{escape(item.verdict)}</strong> {escape(item.sentence)}</p>\n'

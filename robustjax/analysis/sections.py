@@ -1,6 +1,7 @@
 """The text and tables of a report. Every number in it is computed from the records."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from robustjax.analysis import budgets, page, tables
 from robustjax.analysis.figure import ReportFigure
@@ -111,7 +112,7 @@ def training(groups: Sequence[Group]) -> str:
 def runs(groups: Sequence[Group]) -> str:
     """Every attack run, folded away."""
     rows = [row for group in groups for row in tables.attack_runs(group)]
-    columns = {
+    columns: dict[str, page.Cell] = {
         **_identity(groups),
         "Seed": page.column("seed"),
         "Attack": page.column("attack", _attack),
@@ -122,7 +123,9 @@ def runs(groups: Sequence[Group]) -> str:
         "Failures": page.column("num_failures"),
         "Accuracy before": page.column("accuracy_before", page.percent),
         "ASR": page.column("asr", page.percent),
-        "95 % interval": lambda row: page.interval(row["asr_low"], row["asr_high"]),
+        "95 % interval": page.Column(
+            lambda row: page.interval(row["asr_low"], row["asr_high"]), lambda row: row["asr_low"]
+        ),
         "ever broken": page.column("asr_first_success", page.percent),
         "Iterations": page.column("iterations"),
         "Attack FLOPs": page.column("attack_flops", page.flops),
@@ -243,20 +246,19 @@ def _headline_table(group: Group) -> str:
     attack, defence = rows[0]["attack"], rows[0]["trained_on"]
 
     def rate(when: str) -> page.Cell:
-        return lambda row: " ".join(
-            (
-                page.percent(row[f"asr_pooled_{when}"]),
-                page.interval(row[f"asr_pooled_low_{when}"], row[f"asr_pooled_high_{when}"]),
-            )
-        )
+        def show(row: Mapping[str, Any]) -> str:
+            bounds = row[f"asr_pooled_low_{when}"], row[f"asr_pooled_high_{when}"]
+            return f"{page.percent(row[f'asr_pooled_{when}'])} {page.interval(*bounds)}"
+
+        return page.Column(show, lambda row: row[f"asr_pooled_{when}"])
 
     name = page.escape(attack_name(attack))
     columns: dict[str, page.Cell] = {
-        "Size": page.column("size"),
+        "Size": page.column("size", by="num_params"),
         "Scaling point": page.column("point"),
-        "Parameters": page.column("num_params", page.number),
         "Seeds": page.column("seeds_before"),
         "Clean accuracy<br>before": page.column("accuracy_before", page.percent),
+        "Iterations": page.column("iterations_before"),
         f"{name} ASR<br>before [95 %]": rate("before"),
     }
     caption = f"{name} against undefended victims"
@@ -264,6 +266,7 @@ def _headline_table(group: Group) -> str:
         columns |= {
             "Round": page.column("round_after"),
             "Clean accuracy<br>after": page.column("accuracy_after", page.percent),
+            "Iterations<br>after": page.column("iterations_after"),
             f"{name} ASR<br>after [95 %]": rate("after"),
             "Intervals<br>overlap": page.column("intervals_overlap"),
         }
@@ -277,7 +280,7 @@ def _headline_table(group: Group) -> str:
 
 def _identity(groups: Sequence[Group]) -> dict[str, page.Cell]:
     """The leading columns of a table; family and task only where there is a choice."""
-    columns: dict[str, page.Cell] = {"Size": page.column("size")}
+    columns: dict[str, page.Cell] = {"Size": page.column("size", by="num_params")}
     if len(groups) > 1:
         columns["Family"] = page.column("model_family", lambda name: page.escape(family_name(name)))
         columns["Task"] = page.column("task")

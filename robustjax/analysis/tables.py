@@ -224,6 +224,7 @@ def headline(group: Group) -> list[Row]:
     """One row a size: clean accuracy and ASR before and after the defence against the same attack.
 
     The attack is GCG where it was run, the defence training on that attack where there is one.
+    Before is round 0 of the same experiment where that was measured, with as many iterations.
     Intervals are Wilson's over all seeds pooled.
     """
     attack = next(iter(group.attack_names), None)
@@ -237,6 +238,10 @@ def headline(group: Group) -> list[Row]:
         for row in asr_against_size(group)
         if row["attack"] == attack
     }
+    if attack is not None and defence is not None:
+        zero = [run for run in group.runs(attack, defence) if run.round == 0]
+        for row in _final_rows(group, zero, attack, UNDEFENDED):
+            asr[row["point"], UNDEFENDED] = row
     rows: list[Row] = []
     for point in group.sizes:
         row = {
@@ -251,6 +256,7 @@ def headline(group: Group) -> list[Row]:
             row[f"accuracy_n_{when}"] = clean["trials"] if clean else 0
             row[f"seeds_{when}"] = broken["num_seeds"] if broken else 0
             row[f"round_{when}"] = broken["round"] if broken else ""
+            row[f"iterations_{when}"] = broken["iterations"] if broken else ""
             row[f"attacked_{when}"] = broken["trials"] if broken else 0
             for column in ("pooled", "pooled_low", "pooled_high"):
                 row[f"asr_{column}_{when}"] = broken[column] if broken else math.nan

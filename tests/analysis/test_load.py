@@ -185,3 +185,14 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "finetune" / "nano-28k-s0").mkdir(parents=True)
     with pytest.raises(UserError, match="1 incomplete"):
         load_study([tmp_path])
+
+
+def test_the_mean_cost_is_over_the_trainings_of_all_seeds(study):
+    root = study(sizes={"nano-28k": 28_320}, num_examples=8, num_rounds=2, seeds=(0, 1))
+    file = root / "advtrain/nano-28k-s1/gcg/summary.json"
+    summary = json.loads(file.read_text())
+    for entry in summary["rounds"]:
+        entry["flops_total"] += 1000
+    file.write_text(json.dumps(summary))
+    runs = [run for run in load_study([root]).attacks if run.trained_on == "gcg"]
+    assert {run.mean_defence_flops - run.defence_flops for run in runs} == {500}

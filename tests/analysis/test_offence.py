@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from robustjax.analysis import answers, budgets, efficiency, offence
+from robustjax.analysis import answers, budgets, efficiency, offence, tables
 from robustjax.analysis.fits import attack_scaling_rows, headline_rows, size_trend_rows
 from robustjax.analysis.groups import groups
 from robustjax.analysis.load import Study
@@ -298,6 +298,28 @@ def test_one_word_for_several_findings():
     assert answers.overall(findings("withheld")) == answers.overall([]) == "withheld"
 
 
+def test_round_zero_of_the_same_experiment_comes_before_the_undefended():
+    """Those may have been attacked for fewer iterations."""
+    short = [run(logistic(0.5, last=2), trained_on="none", cost=0, seed=seed) for seed in range(3)]
+    runs = short + [run(logistic(1.0), round_=number) for number in (0, 1)]
+    group = group_of(*runs)
+    zero, one = tables.asr_against_round(group)
+    assert (zero["round"], zero["num_seeds"], zero["iterations"]) == (0, 1, 10)
+    assert one["round"] == 1
+    (row,) = tables.headline(group)
+    assert (row["iterations_before"], row["iterations_after"], row["seeds_before"]) == (10, 10, 1)
+    (row,) = tables.headline(group_of(*short, runs[-1]))
+    assert (row["iterations_before"], row["iterations_after"], row["seeds_before"]) == (2, 10, 3)
+
+
+def test_long_curves_are_thinned_in_figures_but_keep_their_ends():
+    group = group_of(run(logistic(-3, last=1280), trained_on="none"))
+    rows = tables.asr_against_attack_compute(group, "gcg")
+    iterations = [row["iteration"] for row in rows]
+    assert len(iterations) == tables.MOST_ITERATIONS
+    assert (iterations[0], iterations[-1]) == (1, 1280)
+
+
 def budget_runs(costs, size="small", seed=0):
     return [
         run(logistic(0), size, number, seed, cost=cost * PRETRAIN) for number, cost in costs.items()
@@ -333,6 +355,8 @@ def test_rounds_until_an_attack_is_rare():
     assert [rows[target]["round"] for target in (0.5, 0.25, 0.1, 0.05)] == [2, 4, 4, 4]
     assert rows[0.25]["defence_flops"] == 4e14
     assert rows[0.25]["defence_fraction_of_pretraining"] == 4e14 / PRETRAIN
+    barely = efficiency.efficiency_rows(group_of(run({1: 0.0495}, round_=1)))
+    assert math.isnan(barely[-1]["round"])  # smoothed it is 0.054
     never = efficiency.efficiency_rows(group_of(run(logistic(0), round_=1)))
     assert math.isnan(never[-1]["round"])
 

@@ -189,6 +189,13 @@ def test_files_of_success_rates_alone(published):
     assert any("counted in iterations" in note for note in study.notes)
 
 
+def test_attacked_examples_are_the_most_that_fit(published):
+    columns = ("asr", "iteration", "model_size", "seed_idx", "adv_training_round")
+    rows = [{c: evaluation_row(k / 60, k)[c] for c in columns} for k in range(3)]
+    (run,) = load_published(published(finetuned_pythia_imdb_gcg_asr_only=rows)).attacks
+    assert run.num_attacked == 180  # the largest multiple of 60 up to 200
+
+
 def test_slashes_and_duplicates_and_missing_seeds(published):
     rows = [evaluation_row(0.5, 1), evaluation_row(0.5, 1), evaluation_row(0.6, 2, seed_idx="")]
     text = ",".join(rows[0]).replace("adversarial_eval_", "adversarial_eval/")
@@ -284,6 +291,14 @@ def test_a_victim_without_a_training_row_is_refused(published):
     trainings = [training_row(k, k * 1e15) for k in range(3)]
     folder = published(**{HARDENED: hardened_rows(), TRAINING: trainings})
     with pytest.raises(UserError, match="line 10: no training row of clf_x, seed 0, round 3"):
+        load_published(folder)
+
+
+def test_another_victims_training_row_does_not_stand_in(published):
+    trainings = [training_row(k, k * 1e15) for k in range(3)]
+    trainings += [training_row(3, 3e15, model_key="clf_other")]
+    folder = published(**{HARDENED: hardened_rows(), TRAINING: trainings})
+    with pytest.raises(UserError, match="no training row of clf_x, seed 0, round 3"):
         load_published(folder)
 
 

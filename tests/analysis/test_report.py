@@ -157,6 +157,46 @@ def test_every_caption_gives_n_seeds_and_interval(full):
         assert ("smoothed" in caption) != is_plain
 
 
+def test_the_page_begins_with_the_four_questions(full):
+    page = Page(full / "index.html")
+    answers = page.source.partition('<section id="answers">')[2].partition("</section>")[0]
+    assert answers.count("<h3>") == 4
+    rows = read_csv(full / "answers.csv")
+    for row in rows:
+        assert row["subject"] in page.text
+        assert row["sentence"] in page.text
+    of_size = {row["verdict"] for row in rows if row["question"] == "Does size alone help?"}
+    assert of_size == {"withheld"}  # two sizes carry no trend
+    first, second = page.source.index('id="answers"'), page.source.index('id="run"')
+    assert first < second
+
+
+def test_tables_of_fits_show_what_fits_json_holds(full):
+    page = Page(full / "index.html")
+    fits = json.loads((full / "fits.json").read_text())
+    slopes = page.source.partition('<section id="slopes">')[2].partition("</section>")[0]
+    shown = [row for row in fits["attack_scaling"] if row["round"] in (0, 3)]
+    assert slopes.count("<tr>") - 1 == len({(r["point"], r["attack"], r["training_attack"])
+                                            for r in shown})  # fmt: skip
+    for row in shown:
+        if row["method"] == "binomial":
+            assert f'data-value="{row["slope"]!r}"' in slopes
+    balance = page.source.partition('<section id="balance">')[2].partition("</section>")[0]
+    for row in fits["offence_defence"]:
+        assert f'data-value="{row["slope"]!r}"' in balance
+
+
+def test_panels_for_a_paper(lone_attack, tmp_path):
+    page = write_report([lone_attack()], tmp_path / "R", for_a_paper=True)
+    pdfs = sorted(file.name for file in (tmp_path / "R").glob("*.pdf"))
+    assert len(pdfs) == 8  # four figures of one panel, with legend and without
+    assert "asr_vs_size-nano_spam-1-legend.pdf" in pdfs
+    assert all(f'href="{name}"' in page.read_text() for name in pdfs)
+    assert all((tmp_path / "R" / name).read_bytes().startswith(b"%PDF") for name in pdfs)
+    write_report([lone_attack("again")], tmp_path / "R")
+    assert not list((tmp_path / "R").glob("*.pdf"))
+
+
 def test_csv_numbers_are_in_full_precision(full, shared_study):
     (row,) = [
         row
@@ -206,6 +246,7 @@ def test_the_users_matplotlib_style_changes_nothing(lone_attack, tmp_path):
 )
 def test_unusual_studies(shared_study, tmp_path, monkeypatch, plan, undrawn):
     monkeypatch.setattr(canvas, "png", lambda _: b"png")
+    monkeypatch.setattr(canvas, "svg", lambda _: b"svg")
     monkeypatch.setattr(canvas, "svg", lambda _: b"svg")
     page = Page(write_report([shared_study(**{**TINY, **plan})], tmp_path / "R"))
     gaps = page.source.partition('<section id="gaps">')[2]
