@@ -44,6 +44,9 @@ ATTACKS = {
     "beam_search": ["--config.attack.num_iterations=5"],
     "beast": ["--config.attack.num_iterations=5"],
 }
+BATCH = 4
+"""Examples attacked at once: at the beginning of long texts, all of a text is scored anew."""
+
 POSITIONS = (1.0, 0.9, 0.0)
 """As a fraction of the characters of a text: suffix, infix, prefix."""
 
@@ -88,6 +91,7 @@ def runs(given: argparse.Namespace, point: str) -> Iterator[dict[str, Any]]:
     for attack, budget in ATTACKS.items():
         flags = [*task, *budget, f"--config.model.path={folder / 'model'}"]
         flags.append(f"--config.num_examples={given.num_examples}")
+        flags.append(f"--config.search.batch_size={BATCH}")
         if attack == "beast":
             flags.append(f"--config.companion.path={companion}")
         for position in POSITIONS:
