@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustjax.analysis import fits, offence, page
 from robustjax.analysis.answers import QUESTIONS, WITHHELD, Finding, overall
@@ -197,16 +198,16 @@ def _identity(groups: Sequence[Group]) -> dict[str, page.Cell]:
 
 
 def _bounds(method: str) -> page.Cell:
-    def show(row: Mapping[str, float | None]) -> str:
+    def show(row: Mapping[str, Any]) -> str:
         low, high = row[f"{method}_ci_low"], row[f"{method}_ci_high"]
         return "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
     return page.Column(show, lambda row: row[f"{method}_ci_low"])
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | int | None) -> str:
     return page.number(math.nan if value is None else value)
 
 
-def _count(value: float | None) -> str:
+def _count(value: float | int | None) -> str:
     return "&ndash;" if value is None or math.isnan(value) else str(int(value))

@@ -193,11 +193,11 @@ class _Cells:
         return self.text(name).lower() in ("", "nan")
 
     def number(
-        self, name: str, low: Number, high: Number = math.inf, default: float | None = None
+        self, name: str, low: Number, high: Number = math.inf, default: Number | None = None
     ) -> float:
         """A number within bounds; `default`, if there is one, where the cell is empty."""
         if self.is_empty(name) and default is not None:
-            return default
+            return float(default)
         text = self.text(name)
         try:
             value = float(text)

@@ -228,7 +228,7 @@ def _slope_rows(
 
 
 def _slope_panel(name: str, rows: Sequence[Row]) -> tuple[Panel, str]:
-    points = [Point(r["num_params"], r["slope"], r["ci_low"], r["ci_high"]) for r in rows]
+    points = [Point(float(r["num_params"]), r["slope"], r["ci_low"], r["ci_high"]) for r in rows]
     line = Line("slope of a size", "#333333", "o", points)
     sizes = [math.log10(row["num_params"]) for row in rows]
     trend = size_trend(sizes, [row["slope"] for row in rows]) if rows else None
@@ -242,7 +242,8 @@ def _slope_panel(name: str, rows: Sequence[Row]) -> tuple[Panel, str]:
 
 
 def _trend_line(trend: SizeTrend, rows: Sequence[Row]) -> Fit:
-    ends = [min(row["num_params"] for row in rows), max(row["num_params"] for row in rows)]
+    places = [float(row["num_params"]) for row in rows]
+    ends = [min(places), max(places)]
     low, high = (trend.fit.intercept + trend.fit.slope * math.log10(end) for end in ends)
     r2 = "" if math.isnan(trend.fit.r2) else f"R² = {trend.fit.r2:.2f}"
     return Fit(r2, ends[0], low, ends[1], high)

@@ -227,7 +227,7 @@ def read_attack(folder: Path, source: str, pretraining: Source = "corrected") ->
     flops = sum(record.flops_algorithmic for record in records if record.attacked)
     iterations = metrics["iterations"]
     names = attack_records.rate_names(metrics["variant"])
-    defence_flops = summary.integer("defence_flops")
+    defence_flops = float(summary.integer("defence_flops"))
     return AttackRun(
         source=source,
         victim=victim,
@@ -242,7 +242,7 @@ def read_attack(folder: Path, source: str, pretraining: Source = "corrected") ->
         round=training_round,
         defence_flops=defence_flops,
         mean_defence_flops=defence_flops,
-        pretrain_flops=published or summary.number("pretrain_flops", default=None),
+        pretrain_flops=float(published or summary.number("pretrain_flops", default=None)),
         metrics=metrics,
         curve={int(k): rate for k, rate in metrics[names.at].items() if int(k) > 0},
         headline_iteration=iterations,

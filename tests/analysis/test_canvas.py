@@ -250,7 +250,7 @@ def test_lower_bounds_are_open_triangles_with_an_entry_in_the_legend():
 
 
 def test_bounds_and_unjoined_points_of_long_lines_are_seen():
-    points = [Point(i, 0.5, 0.4, 0.6, i == 7) for i in range(1, 60)]
+    points = [Point(float(i), 0.5, 0.4, 0.6, i == 7) for i in range(1, 60)]
     panel = Panel("", [Line("a", "#000000", "o", points)])
     for fits, markers in (((), ["None", "^"]), ([Fit("f", 1, 0.5, 9, 0.5)], ["o", "None", "^"])):
         panel = dataclasses.replace(panel, fits=fits)

@@ -131,13 +131,13 @@ class TestSeedBootstrap:
     def test_of_a_mean_it_is_students_interval(self, values):
         drawn, student = resamples(len(values)), mean_over(values)
         fit = with_interval(
-            Fit(student.mean, 0, math.nan, 9), drawn.counts @ values / len(values), drawn
+            Fit(student.mean, 0.0, math.nan, 9), drawn.counts @ values / len(values), drawn
         )
         assert (fit.ci_low, fit.ci_high) == pytest.approx((student.ci_low, student.ci_high))
         assert (fit.num_seeds, fit.interval) == (len(values), f"bootstrap over {len(values)} seeds")
 
     def test_draws_without_a_slope_are_left_out_if_they_are_few(self):
-        drawn, fit = resamples(3), Fit(2, 0, math.nan, 9)
+        drawn, fit = resamples(3), Fit(2.0, 0.0, math.nan, 9)
         slopes = drawn.counts @ [1.0, 2.0, 3.0] / 3
         alone = (drawn.counts == 3).any(axis=1)
 

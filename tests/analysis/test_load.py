@@ -168,7 +168,7 @@ def test_optional_facts_may_be_missing(lone_attack):
 def test_the_pretraining_of_a_published_model_is_looked_up(lone_attack, source):
     folder = lone_attack(point="qwen2.5-3b", pretrain_flops=5)
     (run,) = load_study([folder], source).attacks
-    assert run.pretrain_flops == pretrain_flops("qwen2.5-3b", source)
+    assert run.pretrain_flops == float(pretrain_flops("qwen2.5-3b", source))
 
 
 def test_an_unreadable_manifest_is_mentioned(lone_attack):

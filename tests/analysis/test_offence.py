@@ -30,7 +30,7 @@ def run(
     n=100,
     mean_cost=None,
 ):
-    cost = 1e14 * round_ if cost is None else cost
+    cost = float(1e14 * round_ if cost is None else cost)
     last = max(curve)
     return AttackRun(
         source="made up",
