@@ -7,16 +7,25 @@ import jax
 
 from robustjax.runtime.files import StrPath, is_remote
 
+MAX_CACHE_BYTES = 4 * 2**30
+
 _WORTH_KEEPING_SECONDS = 0.5
 _MAPS, _MAX_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
 def keep_compiled_programs(workdir: StrPath) -> None:
-    """Keeps them beside the results, unless the environment names a place or the disk is remote."""
+    """Keeps them beside the results, unless the environment names a place or the disk is remote.
+
+    The key is JAX's own: the program, its options, the device, and the versions of what compiles.
+    Past `MAX_CACHE_BYTES`, or what `JAX_COMPILATION_CACHE_MAX_SIZE` says, those that were not asked
+    for the longest go first.
+    """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and not is_remote(workdir):
         folder = Path(workdir).resolve() / "xla_cache"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_SECONDS)
+        if not os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE"):
+            jax.config.update("jax_compilation_cache_max_size", MAX_CACHE_BYTES)
 
 
 def make_room_for_programs(max_share: float = 0.5) -> bool:

@@ -1,5 +1,7 @@
 """Programs in memory: let go before the process's table of memory maps is full, not earlier."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -53,3 +55,26 @@ def test_a_system_without_the_table_keeps_its_programs(program, monkeypatch, tmp
     assert not make_room_for_programs(0.0)
 
     assert program._cache_size() == 30
+
+
+def test_programs_on_the_disk_stay_within_their_bound(tmp_path):
+    program = """
+import sys
+import jax, jax.numpy as jnp
+from robustjax.runtime import compilation
+
+compilation.MAX_CACHE_BYTES, compilation._WORTH_KEEPING_SECONDS = int(sys.argv[2]), 0.0
+compilation.keep_compiled_programs(sys.argv[1])
+for size in range(1, 9):
+    jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((size, size)))
+"""
+
+    def kept(name, most):
+        folder = tmp_path / name
+        subprocess.run([sys.executable, "-c", program, str(folder), str(most)], check=True)
+        return [file.stat().st_size for file in folder.glob("xla_cache/*-cache")]
+
+    everything = kept("all", 10**9)
+    assert len(everything) >= 8
+    few = kept("few", sum(everything) // 3)
+    assert 0 < sum(few) <= sum(everything) // 3
