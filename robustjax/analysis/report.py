@@ -23,11 +23,13 @@ from robustjax.analysis import (
     plots,
     sections,
     tables,
+    task_plots,
 )
 from robustjax.analysis.figure import ReportFigure
 from robustjax.analysis.fit_sections import Fits
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.groups import groups as split_groups
+from robustjax.analysis.labels import family_name
 from robustjax.analysis.load import Study, load_study
 from robustjax.analysis.published import load_published
 from robustjax.errors import UserError
@@ -38,13 +40,14 @@ FIGURE_STEMS = (
     "clean_accuracy", "asr_vs_size", "asr_vs_attack_compute", "slope_vs_size", "asr_vs_round",
     "asr_after_rounds", "asr_vs_defence_compute", "accuracy_vs_round", "asr_at_budgets",
     "offence_vs_defence", "transfer_attack", "transfer_iterations", "transfer_matrix",
+    task_plots.STEM,
 )  # fmt: skip
 """How the names of figures begin; files of an older report are recognised by them."""
 
 FIGURE_ENDINGS = (".png", ".svg", ".pdf", ".csv")
 
-Drawn = Sequence[tuple[Group, str, Sequence[ReportFigure]]]
-"""Groups with the end of their files' names and the figures that have something to show."""
+Drawn = Sequence[tuple[str, str, Sequence[ReportFigure]]]
+"""What figures are about, the end of their files' names, and those that have something to show."""
 
 
 def write_report(
@@ -128,7 +131,15 @@ def _render(study: Study, title: str | None, for_a_paper: bool) -> dict[str, byt
         for group, slug in zip(groups, _slugs(groups), strict=True)
     ]
     drawn = [
-        (group, slug, [figure for figure in all_ if figure.drawing is not None])
+        (f"{family_name(family)}, all tasks", _slug(family), [task_plots.asr_against_size(same)])
+        for family, same in task_plots.families(groups).items()
+    ]
+    drawn += [
+        (
+            f"{family_name(group.model_family)} on {group.task}",
+            slug,
+            [figure for figure in all_ if figure.drawing is not None],
+        )
         for group, slug, all_ in planned
     ]
     undrawn = [
@@ -150,7 +161,7 @@ def _render(study: Study, title: str | None, for_a_paper: bool) -> dict[str, byt
     if found:
         rows_of["answers"] = [{"question": text, **vars(finding)} for text, finding in found]
     files.update({f"{stem}.csv": csv_bytes(rows) for stem, rows in rows_of.items()})
-    parts = _parts(study, drawn, undrawn, files, lines, rows_of)
+    parts = _parts(study, groups, drawn, undrawn, files, lines, rows_of)
     tasks = ", ".join(sorted({group.task for group in groups}))
     heading = title or f"Robustness against attack and defence compute: {tasks}"
     text = page.document(heading, sections.subtitle(groups), parts)
@@ -189,6 +200,7 @@ def _drawings(drawn: Drawn, for_a_paper: bool) -> dict[str, bytes]:
 
 def _parts(
     study: Study,
+    groups: Sequence[Group],
     drawn: Drawn,
     undrawn: Sequence[tuple[Group, str]],
     files: Mapping[str, bytes],
@@ -196,7 +208,6 @@ def _parts(
     rows_of: Mapping[str, Sequence[Row]],
 ) -> list[tuple[str, str, str]]:
     """Identifier, heading and HTML of each section that has something to say."""
-    groups = [group for group, _, _ in drawn]
     attacked = bool(study.attacks)
     parts = [
         ("answers", "In short", fit_sections.answers(fit_sections.findings(groups)), attacked),
@@ -244,11 +255,15 @@ def csv_bytes(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name)
+
+
 def _slugs(groups: Sequence[Group]) -> list[str]:
     """A part of a file name for each group, no two alike."""
     slugs: list[str] = []
     for group in groups:
-        slug = re.sub(r"[^A-Za-z0-9._]+", "_", f"{group.model_family}_{group.task}")
+        slug = _slug(f"{group.model_family}_{group.task}")
         slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs)}")
     return slugs
 

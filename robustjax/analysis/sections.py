@@ -55,20 +55,19 @@ def headline(groups: Sequence[Group]) -> str:
 
 
 def figures(
-    groups: Sequence[tuple[Group, str, Sequence[ReportFigure]]], files: Mapping[str, bytes]
+    drawn: Sequence[tuple[str, str, Sequence[ReportFigure]]], files: Mapping[str, bytes]
 ) -> str:
     """All figures, numbered through.
 
     Args:
-        groups: each with the end of its files' names and its figures.
+        drawn: what figures are about, the end of their files' names, and the figures.
         files: what was drawn, by name.
     """
     parts, number = [], 0
-    for group, slug, drawn in groups:
-        if len(groups) > 1:
-            heading = f"{family_name(group.model_family)} on {group.task}"
+    for heading, slug, figures_ in drawn:
+        if len(drawn) > 1:
             parts.append(f"<h3>{page.escape(heading)}</h3>\n")
-        for figure in drawn:
+        for figure in figures_:
             number += 1
             png = files[f"{figure.stem}-{slug}.png"]
             links = {

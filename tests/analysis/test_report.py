@@ -375,7 +375,12 @@ def test_several_tasks_share_tables_but_not_figures(not_drawn, lone_attack, tmp_
     page = Page(write_report(folders, tmp_path / "R"))
     assert {row["task"] for row in read_csv(tmp_path / "R/asr_vs_size.csv")} == {"spam", "imdb"}
     assert len(list((tmp_path / "R").glob("asr_vs_size-*.png"))) == 2
-    assert "Figure 8." in page.text
+    assert "Figure 9." in page.text
+    rows = read_csv(tmp_path / "R/tasks_asr_vs_size.csv")
+    assert [(row["task"], row["num_params"]) for row in rows] == [
+        ("imdb", "28320"), ("spam", "28320"),
+    ]  # fmt: skip
+    assert "GCG on imdb 8, GCG on spam 8" in page.text
 
 
 def test_an_old_report_is_replaced_and_other_files_stay(
