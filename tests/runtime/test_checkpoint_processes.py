@@ -30,14 +30,23 @@ def _saver(folder, first_step):
     return process
 
 
+def _wait_for_a_save(folder, seconds=30):
+    """Returns as soon as a second entry beside the checkpoint there is shows that one is written."""
+    end = time.monotonic() + seconds
+    while len(os.listdir(folder)) < 2 and time.monotonic() < end:
+        time.sleep(0.0005)
+
+
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     dice = random.Random(0)
     like = {"weights": np.zeros((300, 1000), np.float32), "step": np.zeros((), np.int32)}
     torn = 0
     first = 0
-    for _ in range(6):
+    for attempt in range(6):
         process = _saver(tmp_path, first)
         time.sleep(dice.uniform(0, 0.15))
+        if attempt % 2:  # on a busy machine no random moment may fall into a save
+            _wait_for_a_save(tmp_path)
         process.send_signal(signal.SIGKILL)
         printed = [int(line) for line in process.stdout.read().split()]
         process.wait()
