@@ -31,7 +31,7 @@ def _saver(folder, first_step):
 
 
 def _wait_for_a_save(folder, seconds=30):
-    """Returns as soon as a second entry beside the checkpoint there is shows that one is written."""
+    """Returns as soon as an entry beside the checkpoint shows that another is written."""
     end = time.monotonic() + seconds
     while len(os.listdir(folder)) < 2 and time.monotonic() < end:
         time.sleep(0.0005)
