@@ -45,7 +45,7 @@ KILLS = (
     ("stage-claimed", 2),  # after round 1
     ("attack", 1),  # of the evaluation
     ("stage-unmarked", 1),
-    ("attack-torn", 2),  # in the attack of round 2
+    ("attack-torn", 1),  # in the attack of round 2
     ("training", 1),
     ("saving-arrays", 2),
     ("training", 3),
