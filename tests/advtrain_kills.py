@@ -19,6 +19,8 @@ from tests.killing import DIE_AT, differences, move_results, start
 # A round: two batches of an attack of two iterations, two passes of three updates.
 LONGER = (
     *HARDENING,
+    # One round more than the moments below need: on a fast machine a save is whole before the kill.
+    "--config.advtrain.num_rounds=3",
     "--config.advtrain.examples_per_round=8",
     "--config.advtrain.checkpoint_every=2",
     "--config.advtrain.attacks.gcg.schedule.start=2",
