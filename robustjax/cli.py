@@ -18,6 +18,7 @@ from robustjax.command_flags import parse, parse_config_and_workdir
 from robustjax.errors import UserError
 from robustjax.runtime import interrupts
 from robustjax.runtime.files import disk_trouble
+from robustjax.runtime.shortage import memory_shortage
 
 _OVERVIEW = """\
 usage: robustjax COMMAND [--flags]
@@ -77,16 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"robustjax {command}: preempted; the same command goes on", file=sys.stderr)
         return interrupts.PREEMPTED_STATUS
     except Exception as error:
-        if trouble := disk_trouble(error) or _memory_shortage(error):
+        if trouble := disk_trouble(error) or memory_shortage(error):
             print(f"robustjax {command}: {_one_line(trouble)}", file=sys.stderr)
             return 2
         raise
-
-
-def _memory_shortage(error: BaseException) -> str | None:
-    from robustjax.runtime.shortage import memory_shortage  # reports run without JAX
-
-    return memory_shortage(error) if "jax" in sys.modules else None
 
 
 def _study(arguments: list[str]) -> int:

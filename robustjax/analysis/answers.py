@@ -58,14 +58,12 @@ class Question:
 
     Attributes:
         text: the question.
-        yes: what the answer means where it is yes.
-        no: the same where it is no.
+        claim: what holds where the answer is yes.
         findings: answers of a group, one for each attack or defence it is about.
     """
 
     text: str
-    yes: str
-    no: str
+    claim: str
     findings: Callable[[Group], list[Finding]]
 
 
@@ -95,50 +93,42 @@ def size_alone(group: Group) -> list[Finding]:
 def training_against_size(group: Group) -> list[Finding]:
     """Whether adversarial training lowers success by more than ten times the parameters do."""
     found = []
-    for attack, trained_on, before, after in _defended(group):
-        if attack != base_name(trained_on):
+    for defence in _defences(group):
+        if defence.is_transfer:
             continue
-        drops = {point: after[point] - before[point] for point in after if point in before}
-        subject = f"{attack_name(attack)}, trained on {attack_name(trained_on)}"
-        gain = mean_over(list(drops.values()))
-        size = _trend(group, before)
+        gain, size = mean_over(list(defence.changes.values())), _trend(group, defence.before)
         if size is None or math.isnan(gain.ci_low):
-            few = f"{_sizes(len(drops))} measured alike before and after: too few to compare."
-            found.append(_finding(group, subject, WITHHELD, few))
+            found.append(_finding(group, defence.subject, WITHHELD, defence.too_few))
             continue
-        costs = _cost(group, attack, trained_on)
         if gain.ci_high < size.fit.ci_low:
             verdict = YES
         else:
             verdict = NO if gain.ci_low > size.fit.ci_high else UNCLEAR
         sentence = (
             f"To the last round, adversarial training changed the log-odds of success by "
-            f"{_interval(gain)} (mean over {_sizes(len(drops))}){costs}; ten times the parameters "
-            f"without it change them by {_decades(size)}."
+            f"{_interval(gain)} (mean over {_sizes(len(defence.changes))}){_cost(defence.last)}; "
+            f"ten times the parameters without it change them by {_decades(size)}."
         )
-        found.append(_finding(group, subject, verdict, sentence))
+        found.append(_finding(group, defence.subject, verdict, sentence))
     return found
 
 
 def transfer(group: Group) -> list[Finding]:
     """Whether training on one attack helps against another, and whether more so at scale."""
     found = []
-    for attack, trained_on, before, after in _defended(group):
-        if attack == base_name(trained_on):
+    for defence in _defences(group):
+        if not defence.is_transfer:
             continue
-        drops = {point: after[point] - before[point] for point in after if point in before}
-        subject = f"{attack_name(attack)}, trained on {attack_name(trained_on)}"
-        gain = mean_over(list(drops.values()))
+        gain = mean_over(list(defence.changes.values()))
         if math.isnan(gain.ci_low):
-            few = f"{_sizes(len(drops))} measured alike before and after: too few to say."
-            found.append(_finding(group, subject, WITHHELD, few))
+            found.append(_finding(group, defence.subject, WITHHELD, defence.too_few))
             continue
         verdict = YES if gain.ci_high < 0 else NO if gain.ci_low > 0 else UNCLEAR
         sentence = (
             f"Training changed the log-odds of success by {_interval(gain)} (mean over "
-            f"{_sizes(len(drops))})."
+            f"{_sizes(len(defence.changes))})."
         )
-        trend = _trend(group, drops)
+        trend = _trend(group, defence.changes)
         if trend is not None:
             words = {
                 YES: "more so for larger models",
@@ -146,7 +136,7 @@ def transfer(group: Group) -> list[Finding]:
                 UNCLEAR: "no reliable difference between sizes",
             }[_sign(trend)]
             sentence += f" Ten times the parameters add {_decades(trend)}: {words}."
-        found.append(_finding(group, subject, verdict, sentence))
+        found.append(_finding(group, defence.subject, verdict, sentence))
     return found
 
 
@@ -178,25 +168,21 @@ QUESTIONS = (
     Question(
         "Does size alone help?",
         "attacks succeed less on larger undefended models",
-        "attacks succeed more on larger undefended models",
         size_alone,
     ),
     Question(
         "Does adversarial training buy more robustness than size?",
         "adversarial training lowers success by more than ten times the parameters",
-        "ten times the parameters lower success by more than adversarial training",
         training_against_size,
     ),
     Question(
         "Does it transfer to other attacks?",
         "training on one attack lowers the success of another",
-        "training on one attack raises the success of another",
         transfer,
     ),
     Question(
         "Does the attacker gain from compute?",
         "the attacker's bill grows more slowly than the defender's",
-        "the attacker's bill grows faster than the defender's",
         compute_balance,
     ),
 )
@@ -242,10 +228,32 @@ def _balance(chosen: Sequence[Contest]) -> tuple[str, str]:
     return UNCLEAR, f"{sentence}: the interval includes 1, no advantage is shown."
 
 
-def _defended(
-    group: Group,
-) -> list[tuple[str, str, dict[str, float], dict[str, float]]]:
-    """Attack, defence, and log-odds by size before the first round and after the last.
+@dataclasses.dataclass(frozen=True)
+class _Defence:
+    """What adversarial training did to the success of an attack.
+
+    Attributes:
+        subject: the attack and the defence, in words.
+        is_transfer: whether it was trained on another attack, or at another position.
+        before: log-odds of success by scaling point before the first round.
+        changes: what the last round has added to them, of the points measured alike both times.
+        last: the runs after the last round.
+    """
+
+    subject: str
+    is_transfer: bool
+    before: dict[str, float]
+    changes: dict[str, float]
+    last: Sequence[AttackRun]
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing is concluded."""
+        return f"{_sizes(len(self.changes))} measured alike before and after: too few to say."
+
+
+def _defences(group: Group) -> list[_Defence]:
+    """Every attack on every defence.
 
     Before and after are measured at the same iteration; where the same experiment has no round 0
     the undefended victims stand for it.
@@ -259,7 +267,16 @@ def _defended(
             zero = [run for run in group.runs(attack, trained_on) if run.round == 0]
             zero = zero or group.runs(attack, UNDEFENDED)
             before = _odds_by_size(group, zero, last[0].headline_iteration)
-            found.append((attack, trained_on, before, _odds_by_size(group, last)))
+            after = _odds_by_size(group, last)
+            found.append(
+                _Defence(
+                    f"{attack_name(attack)}, trained on {attack_name(trained_on)}",
+                    attack != base_name(trained_on),
+                    before,
+                    {point: after[point] - before[point] for point in after if point in before},
+                    last,
+                )
+            )
     return found
 
 
@@ -293,9 +310,8 @@ def _sign(trend: SizeTrend) -> str:
     return NO if trend.fit.ci_low > 0 and trend.loso_low > 0 else UNCLEAR
 
 
-def _cost(group: Group, attack: str, trained_on: str) -> str:
-    """What it had cost, as a share of pretraining where that is known."""
-    runs = [run for run in group.last_runs(attack, trained_on) if run.round > 0]
+def _cost(runs: Sequence[AttackRun]) -> str:
+    """What their defence had cost, as a share of pretraining where that is known."""
     shares = [run.mean_defence_flops / run.pretrain_flops for run in runs]
     known = [share for share in shares if not math.isnan(share)]
     if known:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from robustjax.analysis.groups import Group
 from robustjax.analysis.stages import AttackRun
+from robustjax.analysis.tables import by_point
 from robustjax.evaluation.records import UNDEFENDED
 
 BUDGETS = (1e-4, 1e-3, 5e-3)
@@ -71,9 +72,7 @@ def rounds_by_rule(
     }
     if trained_on != UNDEFENDED:
         last = [run for run in group.last_runs(attack, trained_on) if not run.is_cut_short]
-        found[LAST] = {
-            point: [run for run in last if run.victim.point == point] for point in group.sizes
-        }
+        found[LAST] = dict(by_point(group, last))
     kept = {
         rule: {point: same for point, same in points.items() if same}
         for rule, points in found.items()

@@ -15,10 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from robustjax.analysis import ink, scales
-from robustjax.analysis.drawing import Fit, Guides, Line, Panel, Point, XAxis, YAxis
-
-# What callers describe a drawing with, they find here as well.
-__all__ = ["Fit", "Guides", "Line", "Panel", "Point", "XAxis", "YAxis"]
+from robustjax.analysis.drawing import Panel, XAxis, YAxis
 
 Marks = Literal["band", "bars"]
 
@@ -78,7 +75,7 @@ def round_colours(count: int) -> list[str]:
 
 def _colours(count: int, name: str) -> list[str]:
     colour_map = matplotlib.colormaps[name]
-    places = [0.9 * index / (count - 1) for index in range(count)] if count > 1 else [0.35]
+    places = [0.9 * index / (count - 1) for index in range(count)] if count > 1 else [0.35] * count
     return [matplotlib.colors.to_hex(colour_map(place)) for place in places]
 
 

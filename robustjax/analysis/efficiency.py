@@ -4,7 +4,7 @@ import math
 import statistics
 
 from robustjax.analysis.groups import Group, Row
-from robustjax.analysis.tables import mean
+from robustjax.analysis.tables import by_point, mean
 from robustjax.evaluation import metrics
 
 TARGETS = (0.5, 0.25, 0.1, 0.05)
@@ -20,14 +20,8 @@ def efficiency_rows(group: Group) -> list[Row]:
     rows: list[Row] = []
     for attack in group.attack_names:
         for trained_on in group.defences:
-            for point in group.sizes:
-                runs = [
-                    run
-                    for run in group.runs(attack, trained_on)
-                    if run.victim.point == point and run.round > 0 and run.num_attacked
-                ]
-                if not runs:
-                    continue
+            hardened = [run for run in group.runs(attack, trained_on) if run.round > 0]
+            for point, runs in by_point(group, [run for run in hardened if run.num_attacked]):
                 by_round = {
                     number: [run for run in runs if run.round == number]
                     for number in sorted({run.round for run in runs})

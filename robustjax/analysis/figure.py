@@ -1,11 +1,12 @@
 """What a figure of the report is: words, numbers, and a drawing that is made when asked for."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from robustjax.analysis import canvas, heatmap
+from robustjax.analysis import canvas, captions, heatmap
 from robustjax.analysis.drawing import Panel, XAxis, YAxis
 from robustjax.analysis.groups import Row
 from robustjax.analysis.publication import publication
@@ -80,3 +81,27 @@ class ReportFigure:
     caption: str
     drawing: Drawing | MatrixDrawing | None
     rows: list[Row]
+
+
+def lines_figure(
+    stem: str,
+    title: str,
+    panels: Sequence[Panel],
+    x_axis: XAxis,
+    y_axis: YAxis,
+    legend_title: str,
+    marks: canvas.Marks,
+    rows: list[Row],
+    *sentences: str,
+    columns: int = 3,
+) -> ReportFigure:
+    """A figure of lines, drawn if any of them has a point; the sentences are its caption."""
+    points = (point for panel in panels for line in panel.lines for point in line.points)
+    drawn = any(math.isfinite(point.y) for point in points)
+    return ReportFigure(
+        stem,
+        title,
+        captions.join(*sentences),
+        Drawing(panels, x_axis, y_axis, legend_title, marks, columns) if drawn else None,
+        rows,
+    )

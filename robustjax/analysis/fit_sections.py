@@ -9,6 +9,7 @@ from robustjax.analysis.answers import QUESTIONS, WITHHELD, Finding, overall
 from robustjax.analysis.attack_scaling import BINOMIAL, LAPLACE, RAW_FINITE
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_name, condition_name, family_name
+from robustjax.analysis.sections import identity_columns
 from robustjax.evaluation.records import UNDEFENDED
 
 MOST_SHOWN = 8
@@ -34,7 +35,7 @@ def answers(found: Sequence[tuple[str, Finding]]) -> str:
     for question in QUESTIONS:
         mine = [finding for text, finding in found if text == question.text]
         verdict = overall(mine)
-        sentence, detail = _in_short(mine, question.yes), _detail(mine) if len(mine) > 1 else ""
+        sentence, detail = _in_short(mine, question.claim), _detail(mine) if len(mine) > 1 else ""
         is_open = len(mine) <= MOST_SHOWN
         items.append(page.Answer(question.text, verdict, sentence, detail, is_open))
     return page.answers(items)
@@ -85,7 +86,7 @@ def slopes(groups: Sequence[Group], rows: Sequence[Row]) -> str:
         for group_rows in by_fit.values()
     ]
     columns = {
-        **_identity(groups),
+        **identity_columns(groups, "family"),
         "Attack": page.column("attack"),
         "Victim": page.column("victim"),
         "Round": page.column("round"),
@@ -125,7 +126,7 @@ def balance(groups: Sequence[Group], rows: Sequence[Row]) -> str:
         for group_rows in by_fit.values()
     ]
     columns = {
-        **_identity(groups),
+        **identity_columns(groups, "family"),
         "Attack": page.column("attack"),
         "Victim": page.column("victim"),
         "Target": page.column("target", page.percent),
@@ -145,8 +146,7 @@ def balance(groups: Sequence[Group], rows: Sequence[Row]) -> str:
 def efficiency(groups: Sequence[Group], rows: Sequence[Row]) -> str:
     """Rounds and compute of adversarial training until an attack succeeds rarely."""
     columns = {
-        "Size": page.column("size", by="num_params"),
-        **{key: cell for key, cell in _identity(groups).items() if key != "Size"},
+        **identity_columns(groups),
         "Attack": page.column("attack", lambda name: page.escape(attack_name(name))),
         "Trained on": page.column("trained_on", lambda name: page.escape(attack_name(name))),
         "Success at most": page.column("target", page.percent),
@@ -159,9 +159,7 @@ def efficiency(groups: Sequence[Group], rows: Sequence[Row]) -> str:
         "is at most so high, and what adversarial training had cost by then. A dash: no evaluated "
         'round. Data: <a href="efficiency.csv">efficiency.csv</a>.'
     )
-    shown = [row | {"family": row["model_family"]} for row in rows]
-    table = page.table(shown, columns, caption)
-    return page.details(f"Show all {len(rows)} rows", table)
+    return page.details(f"Show all {len(rows)} rows", page.table(rows, columns, caption))
 
 
 def _experiment(row: Row) -> tuple[str, ...]:
@@ -187,14 +185,6 @@ def _who(group_rows: Mapping[str, Row], groups: Sequence[Group]) -> Row:
         "round": row.get("round"),
         "x": row["x"],
     }
-
-
-def _identity(groups: Sequence[Group]) -> dict[str, page.Cell]:
-    columns: dict[str, page.Cell] = {"Size": page.column("size", by="num_params")}
-    if len(groups) > 1:
-        columns["Family"] = page.column("family", lambda name: page.escape(family_name(name)))
-        columns["Task"] = page.column("task")
-    return columns
 
 
 def _bounds(method: str) -> page.Cell:

@@ -16,7 +16,7 @@ from robustjax.analysis.estimators import Fit, size_trend
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_parts
 from robustjax.analysis.stages import AttackRun
-from robustjax.analysis.tables import mean
+from robustjax.analysis.tables import by_point, mean
 from robustjax.evaluation import metrics
 from robustjax.evaluation.records import UNDEFENDED
 
@@ -45,8 +45,8 @@ def attack_scaling_rows(group: Group) -> list[Row]:
         for trained_on in (UNDEFENDED, *group.defences):
             runs = [run for run in group.runs(attack, trained_on) if not run.is_cut_short]
             for number in sorted({run.round for run in runs}):
-                for point in group.sizes:
-                    same = [run for run in runs if (run.round, run.victim.point) == (number, point)]
+                same_round = [run for run in runs if run.round == number]
+                for point, same in by_point(group, same_round):
                     rows += _fitted(group, point, same, number)
     return rows
 
@@ -77,11 +77,8 @@ def headline_rows(group: Group) -> list[Row]:
     """
     rows: list[Row] = []
     for attack in group.attack_names:
-        for point in group.sizes:
-            runs = [run for run in group.runs(attack, UNDEFENDED) if run.victim.point == point]
-            runs = [run for run in runs if run.num_attacked]
-            if not runs:
-                continue
+        attacked = [run for run in group.runs(attack, UNDEFENDED) if run.num_attacked]
+        for point, runs in by_point(group, attacked):
             iteration = runs[0].headline_iteration
             rates = [
                 metrics.smoothed(run.curve[iteration], run.num_examples)

@@ -47,13 +47,18 @@ def compute_axis(column: str) -> XAxis:
     return XAxis("Attack iterations", "flops")
 
 
-def defence_axis(rows: Sequence[Row]) -> tuple[str, XAxis]:
-    """The best column of defence compute that all rows have, and its axis."""
+def defence_column(rows: Sequence[Row]) -> tuple[str, bool]:
+    """The best column of defence compute that all rows have, and whether it is a share."""
     column = "defence_fraction_of_pretraining"
-    if rows and not any(math.isnan(row[column]) for row in rows):
-        return column, XAxis("Adversarial training / pretraining compute", "fraction")
-    words = "Cumulative adversarial training compute (algorithmic FLOPs)"
-    return "defence_flops", XAxis(words, "flops")
+    is_share = bool(rows) and not any(math.isnan(row[column]) for row in rows)
+    return (column if is_share else "defence_flops"), is_share
+
+
+def defence_axis(is_share: bool) -> XAxis:
+    """The axis of defence compute, as a share of pretraining or absolute."""
+    if is_share:
+        return XAxis("Adversarial training / pretraining compute", "fraction")
+    return XAxis("Cumulative adversarial training compute (algorithmic FLOPs)", "flops")
 
 
 def plain(row: Row) -> tuple[float, float, float]:
@@ -120,11 +125,18 @@ def crossed_panels(
 
 
 def size_lines(group: Group, rows: Sequence[Row], x: str, value: Value | None = None) -> list[Line]:
-    """A line a size, coloured by size, against column `x`; smoothed unless `value` says else."""
+    """A line a size against column `x`; smoothed unless `value` says else."""
+    return lines_by_size(group, rows, lambda row: Point(float(row[x]), *(value or smooth)(row)))
+
+
+def lines_by_size(
+    group: Group, rows: Sequence[Row], to_point: Callable[[Row], Point]
+) -> list[Line]:
+    """A line for each size that has rows, coloured by size."""
     colours = canvas.size_colours(len(group.sizes), group.model_family)
     of_size = {point: [row for row in rows if row["point"] == point] for point in group.sizes}
     return [
-        Line(label, colour, "o", points(of_size[point], x, value or smooth))
+        Line(label, colour, "o", [to_point(row) for row in of_size[point]])
         for (point, label), colour in zip(group.sizes.items(), colours, strict=True)
         if of_size[point]
     ]

@@ -19,7 +19,7 @@ from robustjax.analysis.estimators import Fit, least_squares
 from robustjax.analysis.fits import fit_columns, identity
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.stages import AttackRun
-from robustjax.analysis.tables import mean
+from robustjax.analysis.tables import by_point, mean
 from robustjax.evaluation import metrics
 
 TARGETS = (0.01, 0.02, 0.05, 0.10)
@@ -95,17 +95,13 @@ def contests(group: Group) -> list[Contest]:
         contest
         for attack in group.attack_names
         for trained_on in group.defences
-        for point in group.sizes
-        for contest in _contests_of_size(group, attack, trained_on, point)
+        for point, runs in by_point(group, group.runs(attack, trained_on))
+        for contest in _contests_of_size(point, runs)
     ]
 
 
-def _contests_of_size(group: Group, attack: str, trained_on: str, point: str) -> list[Contest]:
-    runs = [
-        run
-        for run in group.runs(attack, trained_on)
-        if run.victim.point == point and run.num_attacked and not run.is_cut_short
-    ]
+def _contests_of_size(point: str, runs: Sequence[AttackRun]) -> list[Contest]:
+    runs = [run for run in runs if run.num_attacked and not run.is_cut_short]
     costed = [run for run in runs if run.round > 0 and run.mean_defence_flops > 0]
     if not costed:
         return []
@@ -115,8 +111,8 @@ def _contests_of_size(group: Group, attack: str, trained_on: str, point: str) ->
     y_kind, unit = ("iteration", 1.0) if math.isnan(flops) else (x_kind, flops / scale)
     return [
         Contest(
-            attack=attack,
-            trained_on=trained_on,
+            attack=costed[0].attack,
+            trained_on=costed[0].trained_on,
             point=point,
             target=target,
             x_kind=x_kind,
@@ -164,6 +160,7 @@ def offence_rows(group: Group) -> list[Row]:
                     "attack": contest.attack,
                     "trained_on": contest.trained_on,
                     "target": contest.target,
+                    "resolution": contest.resolution,
                     "round": number,
                     "x": contest.x_kind,
                     "defence": crossings[0].mean_defence,
@@ -209,17 +206,17 @@ def fit_contest(contest: Contest) -> dict[str, tuple[Fit | None, int]]:
     """
     reached = [c for c in contest.crossings if c.iterations > 0]
     num_censored = len(contest.crossings) - len(reached)
+    by_round = _by_round(contest)
     medians = [
         (
             crossings[0].mean_defence,
             statistics.median(c.iterations for c in crossings if c.iterations > 0),
         )
-        for _, crossings in _by_round(contest)
+        for _, crossings in by_round
         if any(c.iterations > 0 for c in crossings)
     ]
-    num_rounds = len(_by_round(contest))
     fits: dict[str, tuple[Fit | None, int]] = {
-        MEDIAN_FIT: (_log_line(medians, contest.unit), num_rounds - len(medians)),
+        MEDIAN_FIT: (_log_line(medians, contest.unit), len(by_round) - len(medians)),
         SEED_FIT: (
             _log_line([(c.mean_defence, c.iterations) for c in reached], contest.unit),
             num_censored,
@@ -228,9 +225,7 @@ def fit_contest(contest: Contest) -> dict[str, tuple[Fit | None, int]]:
     known = [c for c in contest.crossings if c.defence > 0]
     if known and not contest.is_coarse:
         is_censored = np.array([math.isnan(c.iterations) for c in known])
-        iterations = np.array(
-            [c.budget if math.isnan(c.iterations) else c.iterations for c in known]
-        )
+        iterations = np.where(is_censored, [c.budget for c in known], [c.iterations for c in known])
         fit = censored_fit(
             np.log10([c.defence for c in known]),
             np.log10(iterations * contest.unit),

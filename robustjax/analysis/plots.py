@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from robustjax.analysis import captions, layout, scaling_plots, tables, transfer
-from robustjax.analysis.canvas import Marks
 from robustjax.analysis.drawing import Line, Panel, XAxis, YAxis
-from robustjax.analysis.figure import Drawing, MatrixDrawing, ReportFigure
+from robustjax.analysis.figure import MatrixDrawing, ReportFigure, lines_figure
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
 from robustjax.evaluation.records import UNDEFENDED, rate_names
@@ -41,8 +40,7 @@ def clean_accuracy(group: Group) -> ReportFigure:
     lines = layout.condition_lines(group, rows, layout.plain)
     sources = " and ".join(sorted({row["source"] for row in rows}))
     series = [(condition_name(c), {"trained_on": c}) for c in conditions]
-    return _figure(
-        group,
+    return lines_figure(
         "clean_accuracy",
         "Clean accuracy against model size",
         [Panel("", lines)],
@@ -62,8 +60,7 @@ def clean_accuracy(group: Group) -> ReportFigure:
 def asr_against_size(group: Group) -> ReportFigure:
     """ASR against size, a panel an attack."""
     rows = tables.asr_against_size(group)
-    return _figure(
-        group,
+    return lines_figure(
         "asr_vs_size",
         "Attack success against model size",
         layout.attack_panels(group, rows, group.attack_names, layout.plain),
@@ -115,8 +112,7 @@ def _attack_compute_figure(
         for condition in conditions
     ]
     in_iterations = is_one_of_many and column == "iteration"
-    return _figure(
-        group,
+    return lines_figure(
         f"asr_vs_attack_compute_{attack_file_name(attack)}"
         + ("_in_iterations" if in_iterations else ""),
         f"{attack_name(attack)}: attack success against attack compute",
@@ -139,8 +135,7 @@ def _attack_compute_figure(
 def asr_against_round(group: Group) -> ReportFigure:
     """ASR against adversarial training round, a panel an attack and defence."""
     rows = tables.asr_against_round(group)
-    return _figure(
-        group,
+    return lines_figure(
         "asr_vs_round",
         "Attack success over adversarial training rounds",
         layout.crossed_panels(group, rows, "round"),
@@ -161,8 +156,7 @@ def asr_against_round(group: Group) -> ReportFigure:
 def accuracy_against_round(group: Group) -> ReportFigure:
     """Accuracy on clean texts over the rounds: what a defence costs where nobody attacks."""
     rows = tables.accuracy_against_round(group)
-    return _figure(
-        group,
+    return lines_figure(
         "accuracy_vs_round",
         "Clean accuracy over adversarial training rounds",
         layout.crossed_panels(group, rows, "round", layout.plain),
@@ -182,13 +176,12 @@ def accuracy_against_round(group: Group) -> ReportFigure:
 def asr_against_defence_compute(group: Group) -> ReportFigure:
     """ASR against cumulative defence compute, a panel an attack and defence."""
     rows = tables.asr_against_defence_compute(group)
-    column, axis = layout.defence_axis(rows)
-    return _figure(
-        group,
+    column, is_share = layout.defence_column(rows)
+    return lines_figure(
         "asr_vs_defence_compute",
         "Attack success against defence compute",
         layout.crossed_panels(group, rows, column),
-        axis,
+        layout.defence_axis(is_share),
         YAxis("Attack success rate", "logit"),
         "Parameters",
         "band",
@@ -208,8 +201,7 @@ def transfer_across_attacks(group: Group) -> ReportFigure:
     """Does training on one attack help against another?"""
     rows = tables.transfer_across_attacks(group)
     attacks = [name for name in group.attack_names if any(r["attack"] == name for r in rows)]
-    return _figure(
-        group,
+    return lines_figure(
         "transfer_attack",
         "Transfer of the defence to another attack",
         layout.attack_panels(group, rows, attacks, layout.smooth),
@@ -256,8 +248,7 @@ def transfer_across_iterations(group: Group) -> ReportFigure:
                 ],
             )
         )
-    return _figure(
-        group,
+    return lines_figure(
         "transfer_iterations",
         "Transfer of the defence to a longer attack",
         panels,
@@ -298,29 +289,6 @@ def transfer_matrix(group: Group) -> ReportFigure:
         "Transfer matrix",
         captions.join(*sentences),
         MatrixDrawing(matrices) if drawn else None,
-        rows,
-    )
-
-
-def _figure(
-    group: Group,
-    stem: str,
-    title: str,
-    panels: Sequence[Panel],
-    x_axis: XAxis,
-    y_axis: YAxis,
-    legend_title: str,
-    marks: Marks,
-    rows: list[Row],
-    *sentences: str,
-    columns: int = 3,
-) -> ReportFigure:
-    drawn = any(row["trials"] for row in rows) and bool(panels)
-    return ReportFigure(
-        stem,
-        title,
-        captions.join(*sentences),
-        Drawing(panels, x_axis, y_axis, legend_title, marks, columns) if drawn else None,
         rows,
     )
 

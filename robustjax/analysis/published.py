@@ -137,13 +137,12 @@ def _read_evaluations(file: Path, name: FileName, notes: list[str]) -> list[_Eva
         curve[row.iteration] = row
     if replaced:
         notes.append(f"{file.name}: {replaced} rows repeat an iteration; the last of each is used")
-    if name.role == "advtrained" and any(0 not in curve for curve in victims.values()):
-        first = min(min(curve) for curve in victims.values())
-        if first > 1:
-            notes.append(
-                f"{file.name}: measured from iteration {first} on; crossings before it are "
-                "straight lines from 0, so nothing is concluded about offence against defence"
-            )
+    first = max((min(filter(None, curve), default=1) for curve in victims.values()), default=1)
+    if name.role == "advtrained" and first > 1:
+        notes.append(
+            f"{file.name}: measured from iteration {first} on; crossings before it are "
+            "straight lines from 0, so nothing is concluded about offence against defence"
+        )
     if name.asr_only:
         notes.append(
             f"{file.name}: success rates only. Attack compute is counted in iterations, examples "
@@ -197,7 +196,7 @@ def _attack_run(
         defence_flops=own,
         mean_defence_flops=mean,
         pretrain_flops=float(pretrain_flops(point, pretraining) or math.nan),
-        metrics=_metrics(name, first, curve, headline),
+        metrics=_metrics(evaluation, first, curve, headline),
         curve=curve,
         headline_iteration=headline,
         flops_per_iteration=flops,
@@ -217,12 +216,20 @@ def _headline_iteration(name: FileName, curve: Mapping[int, float]) -> int:
 
 
 def _metrics(
-    name: FileName, row: EvaluationRow, curve: Mapping[int, float], headline: int
+    evaluation: _Evaluation, row: EvaluationRow, curve: Mapping[int, float], headline: int
 ) -> dict[str, Any]:
     """What `summarise` says of our records, as far as a file tells it."""
-    offered = _offered(name) if math.isnan(row.num_offered) else int(row.num_offered)
-    correct = row.num_correct_before
-    attacked = _common_denominator(curve.values(), offered) if math.isnan(correct) else int(correct)
+    offered = _offered(evaluation.name) if math.isnan(row.num_offered) else int(row.num_offered)
+    if math.isnan(row.num_correct_before):
+        found = _common_denominator(curve.values(), offered)
+        if found is None:
+            raise UserError(
+                f"{evaluation.source}, line {row.line}: the rates of this victim are shares of no "
+                f"number of examples up to {offered}; add the counts, or leave the victim out"
+            )
+        attacked = found
+    else:
+        attacked = int(row.num_correct_before)
     broken = round(curve[headline] * attacked)
     interval = wilson_interval(broken, attacked)
     return {
@@ -248,13 +255,13 @@ def _offered(name: FileName) -> int:
     return OFFERED_BEAST if name.attack == "beast" else OFFERED[name.role]
 
 
-def _common_denominator(values: Iterable[float], largest: int) -> int:
-    """The largest `n` up to a bound of which every rate is a whole multiple of `1 / n`."""
+def _common_denominator(values: Iterable[float], largest: int) -> int | None:
+    """The largest `n` up to a bound of which every rate is a whole multiple of `1 / n`, if any."""
     distinct = set(values)
     for n in range(largest, 0, -1):
         if all(abs(value * n - round(value * n)) < 1e-6 for value in distinct):
             return n
-    return largest
+    return None
 
 
 def _absences(runs: Iterable[AttackRun]) -> list[str]:

@@ -24,7 +24,6 @@ class EvaluationRow:
         flops_per_iteration: algorithmic FLOPs an iteration, over all attacked examples.
         num_offered: examples offered.
         num_correct_before: examples answered correctly before, those attacked.
-        num_broken: of them, those answered wrongly after the last iteration.
         accuracy_after: correct answers after the attack, as a share of the examples offered.
         model_key: name of the victim without what all share; empty where a file does not tell.
         attack_seed: seed of the attack.
@@ -39,7 +38,6 @@ class EvaluationRow:
     flops_per_iteration: float
     num_offered: float
     num_correct_before: float
-    num_broken: float
     accuracy_after: float
     model_key: str
     attack_seed: int
@@ -49,7 +47,6 @@ class EvaluationRow:
 class TrainingRow:
     """What an adversarial training has cost up to the end of a round, algorithmic FLOPs."""
 
-    line: int
     total_flops: float
     num_params: int
     seed: int
@@ -143,7 +140,6 @@ def evaluation_rows(rows: Rows) -> Iterator[EvaluationRow]:
             flops_per_iteration=cell.number("flops_per_iteration", 0, default=math.nan),
             num_offered=offered,
             num_correct_before=correct,
-            num_broken=cell.number("adversarial_eval_n_incorrect_post_attack", 0, default=math.nan),
             accuracy_after=cell.number("post_attack_accuracy", 0, 1, default=math.nan),
             model_key=_model_key(cell.text("model_name_or_path")),
             attack_seed=cell.integer("evaluation_evaluation_attack_seed", default=0),
@@ -161,7 +157,6 @@ def training_rows(rows: Rows) -> Iterator[TrainingRow]:
     for cell in rows.cells:
         name = cell.text("training_force_name_to_save") or cell.text("training_save_name")
         yield TrainingRow(
-            line=cell.line,
             total_flops=cell.number("train_total_flops", 0),
             num_params=cell.num_params(),
             seed=cell.integer("seed_idx"),

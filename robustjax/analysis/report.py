@@ -161,7 +161,8 @@ def _render(study: Study, title: str | None, for_a_paper: bool) -> dict[str, byt
     if found:
         rows_of["answers"] = [{"question": text, **vars(finding)} for text, finding in found]
     files.update({f"{stem}.csv": csv_bytes(rows) for stem, rows in rows_of.items()})
-    parts = _parts(study, groups, drawn, undrawn, files, lines, rows_of)
+    answered = fit_sections.answers(found)
+    parts = _parts(study, groups, drawn, undrawn, files, lines, rows_of, answered)
     tasks = ", ".join(sorted({group.task for group in groups}))
     heading = title or f"Robustness against attack and defence compute: {tasks}"
     text = page.document(heading, sections.subtitle(groups), parts)
@@ -206,11 +207,12 @@ def _parts(
     files: Mapping[str, bytes],
     lines: Fits,
     rows_of: Mapping[str, Sequence[Row]],
+    answered: str,
 ) -> list[tuple[str, str, str]]:
     """Identifier, heading and HTML of each section that has something to say."""
     attacked = bool(study.attacks)
     parts = [
-        ("answers", "In short", fit_sections.answers(fit_sections.findings(groups)), attacked),
+        ("answers", "In short", answered, attacked),
         ("run", "What was run", sections.what_was_run(groups), True),
         ("results", "Headline results", sections.headline(groups), True),
         ("figures", "Figures", sections.figures(drawn, files), True),

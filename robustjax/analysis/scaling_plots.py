@@ -1,13 +1,14 @@
 """Figures of scaling laws: slopes against size, rounds, budgets, and attack against defence."""
 
+import functools
 import math
 from collections.abc import Sequence
 
 from robustjax.analysis import budgets, canvas, captions, fits, layout, offence, tables
 from robustjax.analysis.attack_scaling import BINOMIAL
-from robustjax.analysis.drawing import Fit, Guides, Line, Panel, Point, XAxis, YAxis
+from robustjax.analysis.drawing import Fit, Guides, Line, Panel, Point, YAxis
 from robustjax.analysis.estimators import SizeTrend, size_trend
-from robustjax.analysis.figure import Drawing, ReportFigure
+from robustjax.analysis.figure import ReportFigure, lines_figure
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_file_name, attack_name, condition_name
 from robustjax.evaluation.records import UNDEFENDED
@@ -30,25 +31,19 @@ def slope_against_size(group: Group) -> ReportFigure:
                     panel, sentence = _slope_panel(name, mine)
                     panels.append(panel)
                     sentences.append(sentence)
-    return ReportFigure(
+    return lines_figure(
         "slope_vs_size",
         "Slope of attack scaling against model size",
-        captions.join(
-            "Growth of the log-odds of attack success per decade of attack compute: binomial "
-            "likelihood with a common slope over seeds, intervals from a bootstrap over seeds "
-            "(none for a single seed). Dashed: least squares through the sizes.",
-            *sentences,
-        ),
-        Drawing(
-            panels,
-            layout.size_axis(group),
-            YAxis("Log-odds (base 10) per decade", "slope", reference=0.0),
-            "Slope",
-            "bars",
-        )
-        if rows
-        else None,
+        panels,
+        layout.size_axis(group),
+        YAxis("Log-odds (base 10) per decade", "slope", reference=0.0),
+        "Slope",
+        "bars",
         rows,
+        "Growth of the log-odds of attack success per decade of attack compute: binomial "
+        "likelihood with a common slope over seeds, intervals from a bootstrap over seeds (none "
+        "for a single seed). Dashed: least squares through the sizes.",
+        *sentences,
     )
 
 
@@ -56,7 +51,7 @@ def asr_after_rounds(group: Group) -> ReportFigure:
     """Success against size after the same few rounds of adversarial training."""
     rows = [row for row in tables.asr_against_round(group) if row["round"] in SHOWN_ROUNDS]
     numbers = sorted({row["round"] for row in rows})
-    colours = dict(zip(numbers, canvas.round_colours(len(numbers)), strict=False))
+    colours = dict(zip(numbers, canvas.round_colours(len(numbers)), strict=True))
     panels = [
         Panel(
             layout.crossed_title(attack, trained_on),
@@ -74,25 +69,19 @@ def asr_after_rounds(group: Group) -> ReportFigure:
         )
         for attack, trained_on, mine in layout.crossed(group, rows)
     ]
-    return ReportFigure(
+    return lines_figure(
         "asr_after_rounds",
         "Attack success against model size after the same rounds",
-        captions.join(
-            "ASR of the final text after the first rounds of adversarial training, against size.",
-            captions.SMOOTHING,
-            captions.iterations(rows),
-            captions.sample(rows, "attacked"),
-        ),
-        Drawing(
-            panels,
-            layout.size_axis(group),
-            YAxis("Attack success rate", "logit"),
-            "Round",
-            "band",
-        )
-        if any(row["trials"] for row in rows)
-        else None,
+        panels,
+        layout.size_axis(group),
+        YAxis("Attack success rate", "logit"),
+        "Round",
+        "band",
         rows,
+        "ASR of the final text after the first rounds of adversarial training, against size.",
+        captions.SMOOTHING,
+        captions.iterations(rows),
+        captions.sample(rows, "attacked"),
     )
 
 
@@ -120,27 +109,21 @@ def asr_at_budgets(group: Group, attack: str, trained_on: str) -> ReportFigure:
         )
         for row in rows
     }
-    return ReportFigure(
+    return lines_figure(
         f"asr_at_budgets_{attack_file_name(attack)}_trained_on_{attack_file_name(trained_on)}",
         f"{attack_name(attack)} after training on {attack_name(trained_on)} at equal cost",
-        captions.join(
-            "ASR after each iteration on victims whose adversarial training had cost the same "
-            "share of pretraining: of each size the round that is nearest, at least 1 and never "
-            "more than that of the next smaller size.",
-            f"Rounds by budget: {'; '.join(rounds.values())}." if rounds else "",
-            captions.SMOOTHING,
-            captions.sample(rows, "attacked"),
-        ),
-        Drawing(
-            panels,
-            layout.compute_axis(column),
-            YAxis("Attack success rate", "logit"),
-            "Parameters",
-            "band",
-        )
-        if rows
-        else None,
+        panels,
+        layout.compute_axis(column),
+        YAxis("Attack success rate", "logit"),
+        "Parameters",
+        "band",
         rows,
+        "ASR after each iteration on victims whose adversarial training had cost the same share of "
+        "pretraining: of each size the round that is nearest, at least 1 and never more than that "
+        "of the next smaller size.",
+        f"Rounds by budget: {'; '.join(rounds.values())}." if rounds else "",
+        captions.SMOOTHING,
+        captions.sample(rows, "attacked"),
     )
 
 
@@ -157,49 +140,56 @@ def asr_at_all_budgets(group: Group) -> list[ReportFigure]:
 def offence_against_defence(group: Group) -> ReportFigure:
     """What a target success rate costs the attacker, against what the defender has spent."""
     rows = offence.offence_rows(group)
-    shown = [row for row in rows if not row["is_coarse"]]
+    shown = _telling(rows)
     kinds = {row["y"] for row in shown}
     # Sizes of which no FLOPs are known would have no place beside the others.
     in_iterations = "iteration" in kinds
     panels = [
         Panel(
             f"{attack_name(attack)} attack to {target:.0%},\ntrained on {attack_name(trained_on)}",
-            _cost_lines(group, [row for row in mine if row["target"] == target], in_iterations),
+            layout.lines_by_size(
+                group,
+                [row for row in mine if row["target"] == target],
+                functools.partial(_cost_point, in_iterations),
+            ),
             guides=Guides(),
         )
         for attack, trained_on, mine in layout.crossed(group, shown)
         for target in offence.TARGETS
         if any(row["target"] == target for row in mine)
     ]
-    share = bool(shown) and all(row["x"] == "flops_fraction" for row in shown)
-    return ReportFigure(
+    is_share = all(row["x"] == "flops_fraction" for row in shown)
+    return lines_figure(
         "offence_vs_defence",
         "Attack compute for a target success rate against defence compute",
-        captions.join(
-            "What an attack spends on each example offered until it succeeds on the given share of "
-            "the attacked ones, against the cumulative cost of adversarial training. Points are "
-            "medians over the seeds that reach the target, bands their range; an open triangle "
-            "stands where none does, at what was spent. Dashed lines have slope 1: along them "
-            "attack and defence grow alike.",
-            "Attacks are counted in iterations because not all have known FLOPs; of one size all "
-            "iterations cost the same."
-            if in_iterations
-            else "",
-        ),
-        Drawing(
-            panels,
-            XAxis("Adversarial training / pretraining compute", "fraction")
-            if share
-            else XAxis("Cumulative adversarial training compute (algorithmic FLOPs)", "flops"),
-            YAxis(_attack_label(kinds), "flops"),
-            "Parameters",
-            "band",
-            columns=2,
-        )
-        if panels
-        else None,
+        panels,
+        layout.defence_axis(is_share),
+        YAxis(_attack_label(kinds), "flops"),
+        "Parameters",
+        "band",
         rows,
+        "What an attack spends on each example offered until it succeeds on the given share of the "
+        "attacked ones, against the cumulative cost of adversarial training. Points are medians "
+        "over the seeds that reach the target, bands their range; an open triangle stands where "
+        "none does, at what was spent. Dashed lines have slope 1: along them attack and defence "
+        "grow alike. Targets below one example, and sizes evaluated after a single round, are in "
+        "the CSV alone.",
+        "Attacks are counted in iterations because not all have known FLOPs; of one size all "
+        "iterations cost the same."
+        if in_iterations
+        else "",
+        columns=2,
     )
+
+
+def _telling(rows: Sequence[Row]) -> list[Row]:
+    """Rows of crossings that were measured, of sizes that show how they grow over the rounds."""
+    measured = [r for r in rows if not r["is_coarse"] and r["target"] >= r["resolution"]]
+    rounds: dict[tuple[str, str, str], set[int]] = {}
+    for row in measured:
+        key = (row["attack"], row["trained_on"], row["point"])
+        rounds.setdefault(key, set()).add(row["round"])
+    return [r for r in measured if len(rounds[r["attack"], r["trained_on"], r["point"]]) > 1]
 
 
 def _slope_rows(
@@ -249,21 +239,7 @@ def _trend_line(trend: SizeTrend, rows: Sequence[Row]) -> Fit:
     return Fit(r2, ends[0], low, ends[1], high)
 
 
-def _cost_lines(group: Group, rows: Sequence[Row], in_iterations: bool) -> list[Line]:
-    colours = canvas.size_colours(len(group.sizes), group.model_family)
-    return [
-        Line(
-            label,
-            colour,
-            "o",
-            [_cost_point(row, in_iterations) for row in rows if row["point"] == point],
-        )
-        for (point, label), colour in zip(group.sizes.items(), colours, strict=True)
-        if any(row["point"] == point for row in rows)
-    ]
-
-
-def _cost_point(row: Row, in_iterations: bool) -> Point:
+def _cost_point(in_iterations: bool, row: Row) -> Point:
     unit = 1.0 if in_iterations else row["cost_of_iteration"]
     if math.isnan(row["iterations"]):
         spent = row["iterations_run"] * unit

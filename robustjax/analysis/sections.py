@@ -87,7 +87,7 @@ def training(groups: Sequence[Group]) -> str:
     """Every round of adversarial training."""
     rows = [row for group in groups for row in tables.training_rounds(group)]
     columns = {
-        **_identity(groups),
+        **identity_columns(groups),
         "Seed": page.column("seed"),
         "Trained on": page.column("trained_on", _attack),
         "Round": page.column("round"),
@@ -112,7 +112,7 @@ def runs(groups: Sequence[Group]) -> str:
     """Every attack run, folded away."""
     rows = [row for group in groups for row in tables.attack_runs(group)]
     columns: dict[str, page.Cell] = {
-        **_identity(groups),
+        **identity_columns(groups),
         "Seed": page.column("seed"),
         "Attack": page.column("attack", _attack),
         "Victim": page.column("trained_on", _condition),
@@ -277,11 +277,16 @@ def _headline_table(group: Group) -> str:
     return page.table(rows, columns, caption)
 
 
-def _identity(groups: Sequence[Group]) -> dict[str, page.Cell]:
-    """The leading columns of a table; family and task only where there is a choice."""
+def identity_columns(groups: Sequence[Group], family: str = "model_family") -> dict[str, page.Cell]:
+    """The leading columns of a table; family and task only where there is a choice.
+
+    Args:
+        groups: all that the table may show.
+        family: what its rows call the model family.
+    """
     columns: dict[str, page.Cell] = {"Size": page.column("size", by="num_params")}
     if len(groups) > 1:
-        columns["Family"] = page.column("model_family", lambda name: page.escape(family_name(name)))
+        columns["Family"] = page.column(family, lambda name: page.escape(family_name(name)))
         columns["Task"] = page.column("task")
     return columns
 

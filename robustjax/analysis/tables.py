@@ -99,7 +99,7 @@ def accuracy_against_round(group: Group) -> list[Row]:
     """
     rows: list[Row] = []
     for attack, trained_on, same_round in _evaluated_rounds(group):
-        for point, runs in _by_point(group, same_round):
+        for point, runs in by_point(group, same_round):
             clean = [
                 _accuracy_count(run.metrics["accuracy_before"], run.num_examples) for run in runs
             ]
@@ -124,7 +124,7 @@ def asr_against_attack_compute(group: Group, attack: str) -> list[Row]:
     """ASR after each iteration against cumulative attack compute, after the last round."""
     rows: list[Row] = []
     for trained_on in (UNDEFENDED, *group.defences):
-        for _, runs in _by_point(group, group.last_runs(attack, trained_on)):
+        for _, runs in by_point(group, group.last_runs(attack, trained_on)):
             rows += attack_curve(group, runs)
     return rows
 
@@ -194,7 +194,7 @@ def transfer_across_iterations(group: Group) -> list[Row]:
     rows: list[Row] = []
     for attack in group.attack_names:
         runs = group.last_runs(attack, base_name(attack))
-        for point, same_size in _by_point(group, runs):
+        for point, same_size in by_point(group, runs):
             pairs = [
                 (run, trained[run.victim, run.trained_on])
                 for run in same_size
@@ -318,7 +318,7 @@ def attack_runs(group: Group) -> list[Row]:
 def _final_rows(
     group: Group, runs: Sequence[AttackRun], attack: str, trained_on: str
 ) -> Iterable[Row]:
-    for point, same_size in _by_point(group, runs):
+    for point, same_size in by_point(group, runs):
         defence_flops = mean(run.mean_defence_flops for run in same_size)
         pretrain_flops = mean(run.pretrain_flops for run in same_size)
         yield {
@@ -334,7 +334,8 @@ def _final_rows(
         }
 
 
-def _by_point(group: Group, runs: Sequence[AttackRun]) -> Iterable[tuple[str, list[AttackRun]]]:
+def by_point(group: Group, runs: Sequence[AttackRun]) -> Iterable[tuple[str, list[AttackRun]]]:
+    """Runs by scaling point in order of size; points without any are left out."""
     for point in group.sizes:
         same_size = [run for run in runs if run.victim.point == point]
         if same_size:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from robustjax.analysis import captions, fits
+from robustjax.analysis import fits
 from robustjax.analysis.drawing import Line, Panel, Point, XAxis, YAxis
-from robustjax.analysis.figure import Drawing, ReportFigure
+from robustjax.analysis.figure import ReportFigure, lines_figure
 from robustjax.analysis.groups import Group, Row
 from robustjax.analysis.labels import attack_name
 from robustjax.analysis.layout import CONDITION_STYLES
@@ -48,24 +48,18 @@ def asr_against_size(groups: Sequence[Group]) -> ReportFigure:
         for attack, position in attacks
     ]
     iterations = sorted({(attack_name(r["attack"]), r["task"], r["iteration"]) for r in rows})
-    return ReportFigure(
+    return lines_figure(
         STEM,
         "Attack success against model size, all tasks",
-        captions.join(
-            "Success of each attack on undefended victims: medians over seeds of the smoothed "
-            "rates, bands from the lowest to the highest seed.",
-            f"Iterations: {', '.join(f'{name} on {task} {k}' for name, task, k in iterations)}.",
-        ),
-        Drawing(
-            panels,
-            XAxis("Parameters", "size", sorted(ticks.items())),
-            YAxis("Attack success rate", "fraction"),
-            "Task",
-            "band",
-        )
-        if rows
-        else None,
+        panels,
+        XAxis("Parameters", "size", sorted(ticks.items())),
+        YAxis("Attack success rate", "fraction"),
+        "Task",
+        "band",
         rows,
+        "Success of each attack on undefended victims: medians over seeds of the smoothed rates, "
+        "bands from the lowest to the highest seed.",
+        f"Iterations: {', '.join(f'{name} on {task} {k}' for name, task, k in iterations)}.",
     )
 
 

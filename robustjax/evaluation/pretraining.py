@@ -32,7 +32,7 @@ _LM_PARAMS_AND_TOKENS = {
     "qwen2.5-14b": (14_770_033_664, 105 * 10**11),
 }
 
-_CLASSIFIER_PARAMS = {
+CLASSIFIER_PARAMS: Mapping[str, int] = {
     "pythia-14m": 7_629_056,
     "pythia-31m": 17_617_408,
     "pythia-70m": 44_672_000,
@@ -49,10 +49,10 @@ _CLASSIFIER_PARAMS = {
     "qwen2.5-7b": 7_070_626_304,
     "qwen2.5-14b": 13_991_476_224,
 }
-"""Weights with the head of two classes in place of the unembedding."""
+"""Weights with a head of two classes in place of the unembedding (Howe et al. 2024)."""
 
 POINT_OF_NUM_PARAMS: Mapping[int, str] = {
-    **{count: point for point, count in _CLASSIFIER_PARAMS.items()},
+    **{count: point for point, count in CLASSIFIER_PARAMS.items()},
     **{count: point for point, (count, _) in _LM_PARAMS_AND_TOKENS.items()},
 }
 """Scaling point by its weights, those of the classifier or of the language model.

@@ -2,8 +2,6 @@
 
 import re
 
-from jax.errors import JaxRuntimeError
-
 _SHORTAGE = re.compile(r"RESOURCE_EXHAUSTED|[Oo]ut of memory")
 _BYTES = re.compile(r"allocat\w* (\d+) ?bytes")
 
@@ -11,10 +9,11 @@ _BYTES = re.compile(r"allocat\w* (\d+) ?bytes")
 def memory_shortage(error: BaseException | None) -> str | None:
     """What helps, if an error comes from a device that has too little memory; else None.
 
-    Looks at what raised it as well. Nothing that was written before is lost.
+    Looks at what raised it as well. Nothing that was written before is lost. JAX's own error is a
+    `RuntimeError`, told by its text: where JAX is not installed there are other errors to tell.
     """
     while error is not None:
-        if isinstance(error, MemoryError | JaxRuntimeError):
+        if isinstance(error, MemoryError | RuntimeError):
             text = str(error)
             if isinstance(error, MemoryError) or _SHORTAGE.search(text):
                 found = _BYTES.search(text)

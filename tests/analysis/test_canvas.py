@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from robustjax.analysis import canvas, labels, plots
-from robustjax.analysis.canvas import Fit, Guides, Line, Panel, Point, XAxis, YAxis
+from robustjax.analysis.drawing import Fit, Guides, Line, Panel, Point, XAxis, YAxis
 from robustjax.analysis.groups import groups
 from robustjax.analysis.load import load_study
 from robustjax.analysis.publication import publication

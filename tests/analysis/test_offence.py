@@ -5,7 +5,15 @@ import math
 
 import pytest
 
-from robustjax.analysis import answers, budgets, efficiency, offence, tables
+from robustjax.analysis import (
+    answers,
+    budgets,
+    efficiency,
+    offence,
+    plots,
+    scaling_plots,
+    tables,
+)
 from robustjax.analysis.fits import attack_scaling_rows, headline_rows, size_trend_rows
 from robustjax.analysis.groups import groups
 from robustjax.analysis.load import Study
@@ -45,7 +53,7 @@ def run(
         pretrain_flops=pretrain,
         metrics={
             "variant": "", "num_examples": 2 * n, "num_attacked": n, "num_correct_before": n,
-            "iterations": last, "accuracy_before": 0.5, "accuracy_after": 0.1,
+            "iterations": last, "accuracy_before": 0.9, "accuracy_after": 0.1,
             "asr_first_success_at": {},
         },
         curve=curve,
@@ -135,6 +143,26 @@ def test_what_is_not_reached_is_dropped_by_the_released_fits_and_censored_by_our
     assert by_method["censored"]["n"] == 27
     assert by_method["censored"]["n_censored"] == by_method["seed_fit"]["n_censored"] > 0
     assert by_method["censored"]["slope"] == pytest.approx(0.7, abs=0.05)
+
+
+def test_the_figure_shows_what_was_measured_after_several_rounds():
+    few = [
+        dataclasses.replace(one, metrics={**one.metrics, "num_attacked": 30}) for one in hardening()
+    ]
+    once = [run({1: 0.2, 2: 0.5}, size, 1, attack="random_token") for size in SIZES]
+    figure = scaling_plots.offence_against_defence(group_of(*few, *once))
+    assert {row["attack"] for row in figure.rows} == {"gcg", "random_token"}
+    titles = [panel.title for panel in figure.drawing.panels]
+    assert titles == [f"GCG attack to {target},\ntrained on GCG" for target in ("5%", "10%")]
+    alone = scaling_plots.offence_against_defence(group_of(*once))
+    assert alone.drawing is None and alone.rows
+
+
+def test_accuracy_over_rounds_is_drawn_as_observed():
+    figure = plots.accuracy_against_round(group_of(*hardening(sizes=("small",), rounds=2)))
+    (line,) = figure.drawing.panels[0].lines
+    assert [point.y for point in line.points] == [row["value"] for row in figure.rows]
+    assert [row["smoothed"] for row in figure.rows] != [row["value"] for row in figure.rows]
 
 
 def test_released_fits_take_the_mean_cost_and_ours_the_victims_own():

@@ -15,6 +15,8 @@ from robustjax.evaluation.pretraining import PRETRAIN_FLOPS, pretrain_flops
 
 PARAMS = {"14m": 7_629_056, "70m": 44_672_000, "410m": 353_824_768, "2.8b": 2_646_435_840,
           "12b": 11_586_560_000}  # fmt: skip
+HARDENED = "advtrained_pythia_spam_gcg_vs_gcg"
+TRAINING = "training_pythia_spam_gcg"
 
 
 def evaluation_row(asr=0.5, iteration=1, **other):
@@ -196,6 +198,26 @@ def test_attacked_examples_are_the_most_that_fit(published):
     assert run.num_attacked == 180  # the largest multiple of 60 up to 200
 
 
+def test_rates_that_are_shares_of_no_number_are_refused(published):
+    columns = ("asr", "iteration", "model_size", "seed_idx", "adv_training_round")
+    rows = [{c: evaluation_row(0.123456 * k, k)[c] for c in columns} for k in range(3)]
+    folder = published(finetuned_pythia_imdb_gcg_asr_only=rows)
+    with pytest.raises(UserError, match="line 2: the rates .* shares of no number .* up to 200"):
+        load_published(folder)
+
+
+@pytest.mark.parametrize("iterations", [(12, 24), (0, 12, 24)])
+def test_a_grid_that_begins_late_is_said_to(published, iterations):
+    rows = [
+        evaluation_row(k / 100, k, adv_training_round=number, dataset_n_val=500)
+        for number in (1, 2)
+        for k in iterations
+    ]
+    trainings = [training_row(k, k * 1e15) for k in range(3)]
+    study = load_published(published(**{HARDENED: rows, TRAINING: trainings}))
+    assert any("measured from iteration 12 on" in note for note in study.notes)
+
+
 def test_slashes_and_duplicates_and_missing_seeds(published):
     rows = [evaluation_row(0.5, 1), evaluation_row(0.5, 1), evaluation_row(0.6, 2, seed_idx="")]
     text = ",".join(rows[0]).replace("adversarial_eval_", "adversarial_eval/")
@@ -261,10 +283,6 @@ def test_damaged_files(published):
     (folder / "finetuned_pythia_imdb_gcg.csv.gz").write_bytes(gzip.compress(b"asr")[:-4])
     with pytest.raises(UserError, match="csv.gz: cannot be read"):
         load_published(folder)
-
-
-HARDENED = "advtrained_pythia_spam_gcg_vs_gcg"
-TRAINING = "training_pythia_spam_gcg"
 
 
 def hardened_rows(rounds=(1, 2, 3), **other):

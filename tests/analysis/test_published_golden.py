@@ -124,6 +124,15 @@ def agrees(row, wanted, columns=("slope", "intercept", "r2")):
         assert row[column] == pytest.approx(wanted[column], **TOLERANCE), (row, wanted)
 
 
+def of_suffix_or_prefix(report, stem, name):
+    """Rows about GCG against victims trained on it, at the position of an experiment."""
+    family, task, position = experiment(name)
+    attack = "gcg@0" if position == "prefix" else "gcg"
+    return pick(
+        table(report, stem), model_family=family, task=task, attack=attack, trained_on="gcg"
+    )
+
+
 def undefended(wanted):
     return {
         "family": FAMILIES[wanted["family"]],
@@ -207,11 +216,8 @@ def test_d_slope_against_size(golden, lines):
 
 
 def test_e_f_success_over_rounds(golden, report):
-    rows = table(report, "asr_vs_round")
     for name, wanted in golden["adversarial"].items():
-        family, task, position = experiment(name)
-        attack = "gcg@0" if position == "prefix" else "gcg"
-        mine = pick(rows, model_family=family, task=task, attack=attack, trained_on="gcg")
+        mine = of_suffix_or_prefix(report, "asr_vs_round", name)
         for size, values in wanted["sizes"].items():
             for values_of_round in values["rounds"]:
                 (row,) = [
@@ -285,11 +291,8 @@ def test_h_offence_against_defence(golden, lines, method):
 
 
 def test_h_first_crossings(golden, report):
-    rows = table(report, "offence_vs_defence")
     for name, wanted in golden["adversarial"].items():
-        family, task, position = experiment(name)
-        attack = "gcg@0" if position == "prefix" else "gcg"
-        mine = pick(rows, model_family=family, task=task, attack=attack, trained_on="gcg")
+        mine = of_suffix_or_prefix(report, "offence_vs_defence", name)
         for size, values in wanted["sizes"].items():
             for of_round in values["rounds"]:
                 if of_round["round"] == 0:

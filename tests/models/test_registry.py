@@ -7,33 +7,16 @@ import jax
 import pytest
 
 from robustjax.errors import UserError
+from robustjax.evaluation.pretraining import CLASSIFIER_PARAMS
 from robustjax.models import transformer
 from robustjax.models.registry import POINTS, layer_loop, scaling_point
 from robustjax.models.transformer import Definition
 from tests.models.tiny import CONFIGS, define
 
-PUBLISHED = {  # with a two-class head: Howe et al. 2024 (arXiv 2407.18213)
-    "pythia-14m": 7_629_056,
-    "pythia-31m": 17_617_408,
-    "pythia-70m": 44_672_000,
-    "pythia-160m": 123_691_008,
-    "pythia-410m": 353_824_768,
-    "pythia-1b": 908_763_136,
-    "pythia-1.4b": 1_311_629_312,
-    "pythia-2.8b": 2_646_435_840,
-    "pythia-6.9b": 6_650_740_736,
-    "pythia-12b": 11_586_560_000,
-    "qwen2.5-0.5b": 494_034_560,
-    "qwen2.5-1.5b": 1_543_717_376,
-    "qwen2.5-3b": 3_085_942_784,
-    "qwen2.5-7b": 7_070_626_304,
-    "qwen2.5-14b": 13_991_476_224,
-}
 
-
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CLASSIFIER_PARAMS)
 def test_published_counts(name):
-    assert scaling_point(name).classifier_params == PUBLISHED[name]
+    assert scaling_point(name).classifier_params == CLASSIFIER_PARAMS[name]
 
 
 @pytest.mark.parametrize("family", CONFIGS)
