@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -18,6 +17,7 @@ from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_shardings
 from robustjax.runtime.progress import Progress
+from robustjax.runtime.rows import fetch, put
 
 BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Widths that token rows are padded to: few shapes, hence few compilations."""
@@ -72,17 +72,17 @@ class Victim:
         return dataclasses.replace(self, params=params)
 
     def put_examples(self, tree: Any) -> Any:
-        """Places arrays on the mesh, their first axis split over examples."""
+        """Places arrays, which all processes have, with their first axis split over examples."""
 
-        def put(x: Any) -> Array:
+        def one(x: Any) -> Array:
             axes = ("examples",) + (None,) * (np.ndim(x) - 1)
-            return jax.device_put(x, named_sharding(self.mesh, self.rules, axes, np.shape(x)))
+            return put(x, named_sharding(self.mesh, self.rules, axes, np.shape(x)))
 
-        return jax.tree.map(put, tree)
+        return jax.tree.map(one, tree)
 
     def put_replicated(self, tree: Any) -> Any:
         """Places arrays on every device of the mesh."""
-        return jax.device_put(tree, replicated(self.mesh))
+        return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "M N"]:
         """Class scores of texts, read whole, in length buckets; shows progress if it takes long.
@@ -149,7 +149,7 @@ class Victim:
                     figures = function(
                         self.definition, self.params, *self.put_examples((ids, mask))
                     )
-                    yield list(chosen), np.asarray(figures)[: len(chosen)]
+                    yield list(chosen), fetch(figures)[: len(chosen)]
                     progress.advance(len(chosen))
 
 
@@ -192,6 +192,4 @@ def init_params(definition: Definition, seed: int, mesh: Mesh, rules: AxisRules)
 
 def place_params(params: Params, definition: Definition, mesh: Mesh, rules: AxisRules) -> Params:
     """Lays host weights out on the mesh."""
-    return jax.device_put(
-        jax.tree.map(jnp.asarray, params), param_shardings(definition, mesh, rules)
-    )
+    return jax.tree.map(put, params, param_shardings(definition, mesh, rules))

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim
-from robustjax.runtime.mesh import named_sharding, replicated
+from robustjax.runtime.mesh import replicated
+from robustjax.runtime.rows import Rows
 from robustjax.training.embedding import EmbeddingAttack, worst_shift
 from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import state_shardings
@@ -97,7 +98,9 @@ def make_train_step(
     """
     leaves, structure = jax.tree.flatten(state)
     layout = tuple(leaf.sharding for leaf in leaves)
-    return _train_step(victim.definition, optimizer, attack, layout, structure)
+    # Every process reads the report, so every device has all of it.
+    whole = replicated(victim.mesh)
+    return _train_step(victim.definition, optimizer, attack, layout, structure, whole)
 
 
 @functools.lru_cache(maxsize=16)  # seeds, and hardening by one attack and another, share it
@@ -107,10 +110,11 @@ def _train_step(
     attack: EmbeddingAttack | None,
     layout: tuple[jax.sharding.Sharding, ...],
     structure: Any,
+    of_report: jax.sharding.Sharding,
 ) -> TrainStep:
     shardings = jax.tree.unflatten(structure, layout)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, of_report))
     def step(
         state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
     ) -> tuple[TrainState, StepReport]:
@@ -165,11 +169,18 @@ def accumulate_gradients(
     return jax.lax.scan(one, zeros, batch)
 
 
-def put_batch(victim: Victim, batch: TrainBatch) -> TrainBatch:
-    """Places a host batch on the mesh, rows split over the batch axes."""
+def rows_of(victim: Victim, microbatch_size: int) -> Rows:
+    """The rows of a microbatch, split over the batch axes, and which are this process's own."""
+    return Rows(victim.mesh, victim.rules, microbatch_size, "batch")
 
-    def put(x: Any) -> Array:
-        axes = (None, "batch") + (None,) * (x.ndim - 2)
-        return jax.device_put(x, named_sharding(victim.mesh, victim.rules, axes, x.shape))
 
-    return jax.tree.map(put, batch)
+def put_batch(victim: Victim, batch: TrainBatch, rows: Rows | None = None) -> TrainBatch:
+    """Places a host batch on the mesh, rows split over the batch axes.
+
+    Args:
+        victim: whose mesh it is.
+        batch: a process's own rows of each microbatch.
+        rows: of a microbatch; by default all are the process's own.
+    """
+    rows = rows_of(victim, batch.label.shape[1]) if rows is None else rows
+    return rows.put(batch, axis=1)
