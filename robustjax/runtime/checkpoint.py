@@ -34,7 +34,7 @@ from jaxtyping import PyTree
 from robustjax.errors import UserError
 from robustjax.runtime import distributed
 from robustjax.runtime.files import StrPath, disk_trouble, is_remote, read_json, write_json
-from robustjax.runtime.fingerprints import fingerprints
+from robustjax.runtime.fingerprints import fingerprint, fingerprints
 from robustjax.runtime.rows import put
 
 _ARRAYS, _METADATA, _COMPLETE = "arrays", "metadata.json", "COMPLETE.json"
@@ -305,10 +305,8 @@ class _Write:
         self._checkpointer.close()
         if distributed.is_primary():
             write_json(self._folder / _METADATA, self._metadata)
-            marker = {
-                "arrays": self._signatures,
-                "files": fingerprints(self._folder, (_METADATA, _ARRAYS)),
-            }
+            files = fingerprints(self._folder, (_METADATA, _ARRAYS))
+            marker = {"arrays": self._signatures, "files": files}
             write_json(self._folder / _COMPLETE, marker | {"crc32": _crc32_of_json(marker)})
             self._and_then()
 
@@ -473,9 +471,9 @@ def _crc32_of_json(value: Any) -> int:
 
 
 def _check_files(folder: epath.Path, expected: dict[str, list[int | None]]) -> None:
-    for name, fingerprint in expected.items():
+    for name, known in expected.items():
         path = folder / name
         if not path.exists():
             raise _DamagedError(f"{name} is missing")
-        if fingerprint(path) != fingerprint:
+        if fingerprint(path) != known:
             raise _DamagedError(f"{name} is not what was written")

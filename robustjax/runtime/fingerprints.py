@@ -11,13 +11,18 @@ _CHUNK_BYTES = 1 << 24
 
 
 def fingerprints(folder: epath.Path, names: Iterable[str]) -> dict[str, list[int | None]]:
-    """Size and CRC-32 of each of some files and of those in some folders, by path below `folder`."""
+    """Size and CRC-32 of files by their paths below a folder.
+
+    Args:
+        folder: where they are.
+        names: of files, and of folders of files, in it.
+    """
     files = [path for name in names for path in _walk(folder / name)]
     return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}
 
 
 def fingerprint(path: epath.Path) -> list[int | None]:
-    """Size and CRC-32 of a file."""
+    """Size and CRC-32 of a file; of one in an object store the size alone."""
     size = path.stat().length
     if is_remote(path):  # object stores check contents themselves; reading all back would be slow
         return [size, None]

@@ -148,8 +148,8 @@ class Lifeline:
 
     def give_up(self) -> None:
         """Ends this process, which has waited in vain for others that live."""
-        late = [one for one, peer in sorted(self._peers.items()) if peer.passed < self._passed]
-        which = f"process {', '.join(map(str, late or ['?']))} of {self._count}"
+        late = [str(one) for one, peer in sorted(self._peers.items()) if peer.passed < self._passed]
+        which = f"process {', '.join(late) or '?'} of {self._count}"
         self._die(
             f"{which} did not come to {self._place!r} within {self.stuck_seconds:g} s: it is "
             f"stuck; {_REMEDY}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Int
 
 from robustjax.runtime import distributed
@@ -43,7 +43,7 @@ def _everywhere(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         assert isinstance(leaf.sharding, NamedSharding)
-        return _laid_out(replicated(leaf.sharding.mesh))(leaf)
+        return _laid_out(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
 
     return jax.tree.map(one, tree)
 
@@ -103,7 +103,7 @@ class Rows:
                 return jax.device_put(x, sharding)
             host = np.asarray(x)
 
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
                 wanted = np.arange(self.size)[index[axis]]
                 rest = (*index[:axis], slice(None), *index[axis + 1 :])
                 return np.take(host[rest], np.searchsorted(self.mine, wanted), axis)
@@ -191,7 +191,7 @@ def _asked(flags: tuple[bool, ...]) -> Array:
 @functools.cache
 def _panel() -> tuple[NamedSharding, NamedSharding, Callable[[Array], Array]]:
     """A row for every device, what all of them know, and how that is found out."""
-    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
-    every = NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    every = NamedSharding(mesh, PartitionSpec("all"))
     whole = replicated(mesh)
     return every, whole, jax.jit(lambda x: x.any(0), out_shardings=whole)
