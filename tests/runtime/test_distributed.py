@@ -6,7 +6,6 @@ import pytest
 from robustjax.errors import UserError
 from robustjax.runtime import distributed
 
-
 PATIENCE = {"heartbeat_timeout_seconds": 240}  # longer than ours, so that our message comes first
 
 
@@ -87,7 +86,9 @@ def test_processes_that_do_not_come_together_are_told(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: nobody there\nand more")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(UserError, match=r"do not come together \(DEADLINE_EXCEEDED: nobody there\)"):
+    with pytest.raises(
+        UserError, match=r"do not come together \(DEADLINE_EXCEEDED: nobody there\)"
+    ):
         distributed.start(enabled=True)
 
 
