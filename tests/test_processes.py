@@ -165,9 +165,7 @@ def test_four_processes_attack_as_one_does(by_four, alone, model):
     assert names - {"xla_cache"} == {path.name for path in alone.iterdir()} - {"xla_cache"}
 
 
-def test_an_attack_begun_on_one_layout_goes_on_on_another(
-    run, done, search, alone, model, tmp_path
-):
+def test_an_attack_goes_on_on_another_layout(run, done, search, alone, model, tmp_path):
     """A process is preempted in the middle of a batch; all save and stop at the same iteration."""
     workdir = tmp_path / "attack"
     arguments = [*search, f"--workdir={workdir}"]
@@ -201,7 +199,7 @@ def test_a_training_does_not_depend_on_the_layout(done, layout, model, tmp_path)
     assert_same_training(done(TRAIN, layout, tmp_path / "trained"), model)
 
 
-def test_a_training_begun_on_one_layout_goes_on_on_another(run, done, model, tmp_path):
+def test_a_training_goes_on_on_another_layout(run, done, model, tmp_path):
     workdir = tmp_path / "trained"
     armed = {2: (DIE_AT, "preempted-training", "6", "0")}
     ended = run([*TRAIN, f"--workdir={workdir}"], FOUR_BY_ONE, programs=armed)
@@ -213,9 +211,7 @@ def test_a_training_begun_on_one_layout_goes_on_on_another(run, done, model, tmp
 
 
 @pytest.mark.parametrize("lost", [2, 0])
-def test_a_killed_process_is_named_and_the_attack_goes_on(
-    run, done, lost, search, by_four, tmp_path
-):
+def test_a_killed_process_is_named_and_all_goes_on(run, done, lost, search, by_four, tmp_path):
     """Killed with SIGKILL in the middle of the second batch, or right after the first one."""
     workdir = tmp_path / "attack"
     moment = ("attack", "1") if lost == 0 else ("attack-iteration", "4")
