@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.attacks import retokenize
@@ -56,6 +57,7 @@ class Inputs(NamedTuple):
         forbidden: ``[V]`` ids that an attack must not use.
         num_allowed: how many it may use.
         seed: uint32 scalar.
+        split: how the rows of a batch are split over devices; None if they are not.
     """
 
     victim: Reader
@@ -64,6 +66,7 @@ class Inputs(NamedTuple):
     forbidden: Bool[Any, " V"]
     num_allowed: int
     seed: Any
+    split: NamedSharding | None = None
 
     @property
     def rows(self) -> int:
@@ -280,7 +283,8 @@ class BatchRun:
         other = self.companion
         companion = None if other is None else self._read(other.definition, other.params)
         victim = self._read(self.victim.definition, self.victim.params)
-        return Inputs(victim, companion, self.batch, self.forbidden, self.num_allowed, self.seed)
+        known = (self.batch, self.forbidden, self.num_allowed, self.seed, self.rows.split)
+        return Inputs(victim, companion, *known)
 
     @functools.cached_property
     def narrow(self) -> Reader:
@@ -289,7 +293,8 @@ class BatchRun:
         return self._read(definition, jax.tree.map(to_bfloat16, self.victim.params))
 
     def _read(self, definition: Definition, params: Params) -> Reader:
-        return Reader(definition, params, encode_prefix(definition, params, self.batch))
+        prefix = encode_prefix(definition, params, self.batch)
+        return Reader(definition, params, self.victim.lay_out_cache(prefix))
 
     @property
     def sampler(self) -> Victim:

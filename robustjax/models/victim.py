@@ -7,17 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.data.batching import group_by_bucket, pad_rows
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import transformer
-from robustjax.models.transformer import Definition, Params
+from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_shardings
 from robustjax.runtime.progress import Progress
-from robustjax.runtime.rows import fetch, put
+from robustjax.runtime.rows import fetch, lay_out, put
 
 BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Widths that token rows are padded to: few shapes, hence few compilations."""
@@ -83,6 +83,18 @@ class Victim:
     def put_replicated(self, tree: Any) -> Any:
         """Places arrays on every device of the mesh."""
         return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
+
+    def lay_out_cache(self, cache: Cache) -> Cache:
+        """A cache split over examples and, as the weights that read it, over heads."""
+
+        def sharding(leaf: Array, axes: tuple[str | None, ...]) -> NamedSharding:
+            return named_sharding(self.mesh, self.rules, axes, leaf.shape)
+
+        def pairs(tree: Any) -> Any:
+            return jax.tree.map(lambda x: sharding(x, transformer.cache_axes(x.ndim)), tree)
+
+        mask = sharding(cache.mask, ("examples", None))
+        return lay_out(cache, Cache(pairs(cache.keys), pairs(cache.values), mask))
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "M N"]:
         """Class scores of texts, read whole, in length buckets; shows progress if it takes long.

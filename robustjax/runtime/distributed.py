@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import pickle
+import socket
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 from robustjax.errors import UserError
 from robustjax.runtime import lifeline
+from robustjax.runtime.aborts import before_abort
 from robustjax.runtime.lifeline import Lifeline
 
 START_VARIABLE = "ROBUSTJAX_DISTRIBUTED"
@@ -82,6 +84,24 @@ def start(enabled: bool | None = None) -> None:
         ) from error
     if count() > 1:
         _joined.lifeline = Lifeline(_client(), index(), count(), lost, stuck)
+        if not is_primary():
+            before_abort(_tell_if_coordinator_is_gone)
+
+
+def _tell_if_coordinator_is_gone() -> None:
+    """Ends the process in an orderly way if it is aborted because of that."""
+    from jax._src import distributed
+
+    host, _, port = str(distributed.global_state.coordinator_address).rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return
+    except OSError:
+        lifeline.tell(
+            f"process 0 of {count()}, through which all hear of each other, is gone; "
+            f"{lifeline.REMEDY}"
+        )
+        lifeline.exit_now(lifeline.LOST_STATUS)
 
 
 def index() -> int:

@@ -21,7 +21,7 @@ LOST_STATUS = PREEMPTED_STATUS
 """What a process exits with when another one is gone: EX_TEMPFAIL, "try again"."""
 
 _ALIVE = "robustjax/alive/"
-_REMEDY = "start the same command again on all hosts"
+REMEDY = "start the same command again on all hosts"
 _MOST_SECONDS = 5.0
 """Between two signs of life."""
 
@@ -124,7 +124,7 @@ class Lifeline:
         now = self._clock()
         for number, peer in sorted(self._peers.items()):
             if peer.reason and now - peer.since > self._grace:
-                return f"process {number} of {self._count} ended ({peer.reason}); {_REMEDY}"
+                return f"process {number} of {self._count} ended ({peer.reason}); {REMEDY}"
         if now - self._heard_all > self._lost and self._index:
             # Nothing can be known of the others without it.
             return self._gone(0)
@@ -144,7 +144,7 @@ class Lifeline:
             what = f"did not come to {self._place!r} and gave no sign of life for {seconds}"
         else:
             what = f"gave no sign of life for {seconds} since {peer.place!r}"
-        return f"process {number} of {self._count} {what}: it is gone or stuck; {_REMEDY}"
+        return f"process {number} of {self._count} {what}: it is gone or stuck; {REMEDY}"
 
     def give_up(self) -> None:
         """Ends this process, which has waited in vain for others that live."""
@@ -152,7 +152,7 @@ class Lifeline:
         which = f"process {', '.join(late) or '?'} of {self._count}"
         self._die(
             f"{which} did not come to {self._place!r} within {self.stuck_seconds:g} s: it is "
-            f"stuck; {_REMEDY}"
+            f"stuck; {REMEDY}"
         )
 
     def wait_for_a_verdict(self) -> None:
@@ -173,8 +173,7 @@ class Lifeline:
                 self._die(message)
 
     def _exit(self, message: str) -> NoReturn:
-        print(f"\nrobustjax: {message}", file=sys.stderr)
-        sys.stderr.flush()
+        tell(message)
         self.leave("another process is gone")
         exit_now(LOST_STATUS)
 
@@ -186,6 +185,11 @@ class Lifeline:
             if sum(one.startswith("!") for one in said) == self._count:
                 break
             time.sleep(self._interval / 4)
+
+
+def tell(message: str) -> None:
+    """Tells the user why this process ends."""
+    print(f"\nrobustjax: {message}", file=sys.stderr, flush=True)
 
 
 def exit_now(status: int) -> NoReturn:

@@ -48,6 +48,22 @@ def _everywhere(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def lay_out(tree: Any, shardings: Any) -> Any:
+    """Arrays on the devices laid out in another way; those that lie so already stay.
+
+    Args:
+        tree: arrays of a mesh.
+        shardings: of each.
+    """
+
+    def one(leaf: Array, sharding: NamedSharding) -> Array:
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        return _laid_out(sharding)(leaf)
+
+    return jax.tree.map(one, tree, shardings)
+
+
 @functools.lru_cache(maxsize=64)
 def _laid_out(sharding: NamedSharding) -> Callable[[Array], Array]:
     return jax.jit(lambda x: x, out_shardings=sharding)
@@ -81,6 +97,12 @@ class Rows:
     def are_split(self) -> bool:
         """Whether other processes have rows that this one has not."""
         return len(self.mine) < self.size
+
+    @property
+    def split(self) -> NamedSharding | None:
+        """How they are split over devices (the first axis of an array); None if they are not."""
+        sharding = self._sharding((self.size,), 0)
+        return None if sharding.is_fully_replicated else sharding
 
     def _sharding(self, shape: tuple[int, ...], axis: int) -> NamedSharding:
         axes: list[str | None] = [None] * len(shape)
@@ -120,9 +142,7 @@ class Rows:
                 return np.asarray(x)
             if x.is_fully_replicated:
                 return np.asarray(x)[self.mine]
-            wanted = self._sharding(x.shape, 0)
-            if not x.sharding.is_equivalent_to(wanted, x.ndim):
-                return one(_laid_out(wanted)(x))
+            x = lay_out(x, self._sharding(x.shape, 0))
             parts = {shard.index[0].start: shard.data for shard in x.addressable_shards}
             return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 

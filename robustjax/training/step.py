@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
@@ -98,9 +99,7 @@ def make_train_step(
     """
     leaves, structure = jax.tree.flatten(state)
     layout = tuple(leaf.sharding for leaf in leaves)
-    # Every process reads the report, so every device has all of it.
-    whole = replicated(victim.mesh)
-    return _train_step(victim.definition, optimizer, attack, layout, structure, whole)
+    return _train_step(victim.definition, optimizer, attack, layout, structure)
 
 
 @functools.lru_cache(maxsize=16)  # seeds, and hardening by one attack and another, share it
@@ -110,11 +109,14 @@ def _train_step(
     attack: EmbeddingAttack | None,
     layout: tuple[jax.sharding.Sharding, ...],
     structure: Any,
-    of_report: jax.sharding.Sharding,
 ) -> TrainStep:
     shardings = jax.tree.unflatten(structure, layout)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, of_report))
+    assert isinstance(layout[0], NamedSharding)
+    # Every process reads the report, so every device has all of it.
+    whole = replicated(layout[0].mesh)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))
     def step(
         state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
     ) -> tuple[TrainState, StepReport]:

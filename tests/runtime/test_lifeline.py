@@ -1,4 +1,4 @@
-"""Who is gone, and what is said of it, with a coordination service and a clock of the test's own."""
+"""Who is gone, and what is said of it; service and clock are the test's own."""
 
 import pytest
 
@@ -74,7 +74,7 @@ def test_the_silent_one_is_named_after_the_time_out_and_not_before(four, clock):
     let_live(four, clock, 20)
     let_live(four, clock, LOST, but=four[2:3])
     assert four[0].verdict() is None
-    let_live(four, clock, 5, but=four[2:3])
+    let_live(four, clock, 10, but=four[2:3])
     for line in (four[0], four[1], four[3]):
         assert line.verdict() == (
             "process 2 of 4 gave no sign of life for 60 s since 'attack batch 3 of 9': it is gone "
@@ -86,7 +86,7 @@ def test_it_is_told_what_the_silent_one_did_not_come_to(four, clock):
     let_live(four, clock, 20)
     for line in (four[0], four[1], four[3]):
         line.come_to("attack batch 3 of 9")
-    let_live(four, clock, LOST + 5, but=four[2:3])
+    let_live(four, clock, LOST + 10, but=four[2:3])
     assert four[1].verdict() == (
         "process 2 of 4 did not come to 'attack batch 3 of 9' and gave no sign of life for 60 s: "
         "it is gone or stuck; start the same command again on all hosts"
