@@ -29,7 +29,7 @@ from robustjax.training import loop
 from robustjax.training.loop import TrainConfig
 from robustjax.training.optimizer import OptimizerConfig
 from robustjax.training.step import TrainBatch, put_batch
-from tests.attacks.tiny import TEXTS, make_examples, make_run, make_victim
+from tests.attacks.tiny import TEXTS, letters_tokenizer, make_examples, make_run, make_victim
 from tests.conftest import SENTENCES
 from tests.models.tiny import define
 
@@ -61,7 +61,7 @@ def of_training(folder: Path, optimizer: str, scanned: bool) -> dict[str, Any]:
     """Weights and the optimizer's state at every station of their lives."""
     mesh = make_mesh(MeshConfig(*MIXED))
     definition = define("neox", scanned=scanned)
-    tokenizer = train_byte_bpe(SENTENCES, 300)
+    tokenizer = letters_tokenizer()
     fresh = init_params(definition, 0, mesh, RULES)
     victim = Victim("tiny", "tiny", definition, fresh, tokenizer, mesh)
     wanted = victims.param_shardings(definition, mesh, RULES)

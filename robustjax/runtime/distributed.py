@@ -285,7 +285,7 @@ def _is_wanted() -> bool:
 
 def _is_on_a_pod() -> bool:
     """Whether this is a host of several of one TPU slice, which run the command together."""
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+    if (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu":
         return False
     from jax._src import clusters, hardware_utils
 
