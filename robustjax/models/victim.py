@@ -93,7 +93,7 @@ class Victim:
         def pairs(tree: Any) -> Any:
             return jax.tree.map(lambda x: sharding(x, transformer.cache_axes(x.ndim)), tree)
 
-        mask = sharding(cache.mask, ("examples", None))
+        mask: Any = sharding(cache.mask, ("examples", None))
         return lay_out(cache, Cache(pairs(cache.keys), pairs(cache.values), mask))
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "M N"]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
@@ -114,7 +114,7 @@ def _train_step(
 
     assert isinstance(layout[0], NamedSharding)
     # Every process reads the report, so every device has all of it.
-    whole = replicated(layout[0].mesh)
+    whole = NamedSharding(layout[0].mesh, PartitionSpec())
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))
     def step(
