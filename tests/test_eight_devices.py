@@ -1,4 +1,4 @@
-"""On eight devices every array lies where it should, and an iteration sends no more than it must."""
+"""On eight devices every array lies where it should; what an iteration of GCG sends is counted."""
 
 import json
 import os
