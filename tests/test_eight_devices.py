@@ -76,3 +76,23 @@ def test_a_checkpoint_is_restored_on_another_mesh(found, optimizer):
 
 def test_losses_of_a_step_are_everywhere(found):
     assert set(found["adafactor"]["report"].values()) == {"[]"}
+
+
+@pytest.mark.parametrize("mesh", ["split", "mixed"])
+def test_a_search_is_split_over_examples_and_its_cache_over_heads(found, mesh):
+    prefix = found[mesh]["prefix"]
+    pairs = {spec for name, spec in prefix.items() if name != "mask"}
+    assert pairs == {f"[{EXAMPLES}, None, 'tensor']"} and prefix["mask"] == f"[{EXAMPLES}]"
+    assert found[mesh]["batch"] == [f"[{EXAMPLES}]"]
+    split = ("['data']", f"[{EXAMPLES}]")
+    assert set(found[mesh]["rows"]) <= {*split, "[]"}
+
+
+def test_examples_that_are_split_send_nothing(found):
+    """Each device has the whole model and its own examples, which need nobody else's."""
+    assert found["split"]["collectives"] == {
+        "encode_prefix": {},
+        "propose": {},
+        "score_replacements": {},
+        "select": {},
+    }
