@@ -1,8 +1,8 @@
 """The command line: ``robustjax COMMAND [--flags]``.
 
 A mistake of the user's is one line on stderr and status 2; 1 is a failure of ours, with its
-traceback; 130 an interrupt, and 75 a notice of preemption (SIGTERM), after which the same command
-goes on.
+traceback; 130 an interrupt, and 75 a notice of preemption (SIGTERM) or the loss of another process
+of the run, after which the same command goes on.
 """
 
 import functools
@@ -16,7 +16,7 @@ from absl import flags
 
 from robustjax.command_flags import parse, parse_config_and_workdir
 from robustjax.errors import UserError
-from robustjax.runtime import interrupts
+from robustjax.runtime import distributed, interrupts
 from robustjax.runtime.files import disk_trouble
 from robustjax.runtime.shortage import memory_shortage
 
@@ -49,39 +49,53 @@ A config takes arguments and overrides: --config=FILE.py:name=value,... --config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Runs a command; returns the exit status.
+
+    Of several processes, one that does not end well does not return: see `distributed.end`.
+    """
+    status, reason = _main(argv)
+    distributed.end(status, reason)
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> tuple[int, str]:
+    """The exit status, and the reason if it is not 0."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_OVERVIEW, end="")
-        return 0 if arguments else 2
+        return (0, "") if arguments else (2, "no command")
     command, rest = arguments[0], arguments[1:]
     try:
         if command not in _COMMANDS:
             raise UserError(f"no command {command!r}; known: {', '.join(_COMMANDS)}")
         if "--help" in rest or "-h" in rest:
             print(_OVERVIEW, end="")
-            return 0
+            return 0, ""
         with interrupts.heard():
             status = _COMMANDS[command](rest)
         sys.stdout.flush()
-        return status
+        return status, ""
     except UserError as error:
-        print(f"robustjax {command}: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return _told(command, 2, _one_line(error))
     except BrokenPipeError:  # the reader has seen enough: robustjax data list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0, ""
     except KeyboardInterrupt:
-        print(f"robustjax {command}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return _told(command, 130, "interrupted; the same command goes on")
     except interrupts.PreemptedError:
-        print(f"robustjax {command}: preempted; the same command goes on", file=sys.stderr)
-        return interrupts.PREEMPTED_STATUS
+        status = interrupts.PREEMPTED_STATUS
+        return _told(command, status, "preempted; the same command goes on")
     except Exception as error:
         if trouble := disk_trouble(error) or memory_shortage(error):
-            print(f"robustjax {command}: {_one_line(trouble)}", file=sys.stderr)
-            return 2
+            return _told(command, 2, _one_line(trouble))
+        distributed.fail(error)
         raise
+
+
+def _told(command: str, status: int, line: str) -> tuple[int, str]:
+    """Tells the user why a command ends with this status."""
+    print(f"robustjax {command}: {line}", file=sys.stderr)
+    return status, line
 
 
 def _study(arguments: list[str]) -> int:
@@ -139,8 +153,11 @@ def _run(
     from robustjax.settings import build
 
     settings: Any = build(config, values, "config")
+    distributed.start()
     keep_compiled_programs(workdir)
-    print(command(settings, workdir))
+    results = command(settings, workdir)
+    if distributed.is_primary():
+        print(results)
     return 0
 
 

@@ -13,6 +13,7 @@ from robustjax.evaluation.evaluate import attack_examples
 from robustjax.evaluation.perplexity_filter import PerplexityFilter
 from robustjax.evaluation.records import UNDEFENDED
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 from robustjax.runtime.runlog import read_json, versions, write_json
 from robustjax.settings import describe
 from robustjax.training.finetune import FinetuneConfig, finetune
@@ -171,7 +172,8 @@ def attack_into(
 
 def write_summary(folder: Path, identity: Identity, summary: dict[str, Any]) -> dict[str, Any]:
     """Writes `summary.json` with what belongs into every one, and returns it."""
-    digest = read_json(folder / "stage.json")["config_hash"]
+    stage = distributed.from_primary(lambda: read_json(folder / "stage.json"), "stage.json")
+    digest = stage["config_hash"]
     whole = summary | identity.leaves() | {"config_hash": digest, "versions": versions()}
     write_json(folder / "summary.json", whole)
     return whole

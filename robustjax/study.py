@@ -12,6 +12,7 @@ import jax
 
 from robustjax.data.tasks import load_task, require_classes
 from robustjax.errors import UserError
+from robustjax.runtime import distributed
 from robustjax.runtime.compilation import keep_compiled_programs
 from robustjax.runtime.progress import Lines, Progress
 from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
@@ -37,6 +38,11 @@ def run_study(config: StudyConfig, workdir: str | Path) -> Path:
     folder = Path(workdir)
     require_classes(config.task)
     check_writable(folder)
+    if config.workers > 1 and distributed.count() > 1:
+        raise UserError(
+            f"workers={config.workers}: {distributed.count()} processes work on each stage "
+            "together; set --config.workers=1"
+        )
     if config.workers > 1 and jax.default_backend() != "cpu":
         raise UserError(
             f"workers={config.workers}: processes cannot share a {jax.default_backend()}; "
@@ -114,5 +120,6 @@ def _make_work(config: StudyConfig, workdir: Path) -> Callable[[str, Tell], None
 
 
 def _say(line: str) -> None:
-    """Tells the user; stdout is kept for the path of the result."""
-    print(line, file=sys.stderr)
+    """Tells the user, once; stdout is kept for the path of the result."""
+    if distributed.is_primary():
+        print(line, file=sys.stderr)

@@ -24,6 +24,7 @@ from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import load_model
 from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 from robustjax.runtime.mesh import AxisRules, make_mesh
 from robustjax.runtime.runlog import read_json
 from robustjax.settings import PointConfig, SamplerConfig, StudyConfig
@@ -102,7 +103,8 @@ class StudyWork:
 
     def save_tokenizer(self, folder: Path) -> None:
         """Leaves the ladder's tokenizer."""
-        self.tokenizer.save(folder)
+        if distributed.is_primary():
+            self.tokenizer.save(folder)
 
     def train_sampler(self, folder: Path, sampler: SamplerConfig) -> None:
         """Trains the language model that attacks ask."""
@@ -156,7 +158,7 @@ class StudyWork:
             base_model = self._load(folder_before, settings)
             victim = as_classifier(base_model, self.task.num_classes, seed)
             started_from = folder_sha256(folder_before / "model", is_ours=True)
-            pretrain_flops = read_json(folder_before / "summary.json")["pretrain_flops"]
+            pretrain_flops = _summary(folder_before)["pretrain_flops"]
         finetune_into(
             folder,
             victim,
@@ -179,7 +181,7 @@ class StudyWork:
         )
 
     def _clean_summary(self, point: str, seed: int) -> dict[str, Any]:
-        return read_json(self._finetune_folder(point, seed) / "summary.json")
+        return _summary(self._finetune_folder(point, seed))
 
     def check_accuracy(self, point: str, seed: int) -> None:
         """Raises UserError if a trained classifier is not worth attacking."""
@@ -225,7 +227,7 @@ class StudyWork:
         else:
             hardened = self.workdir / "advtrain" / f"{point}-s{seed}" / trained_on
             victim = self._load(round_folder(hardened, number), settings)
-            rounds = read_json(hardened / "summary.json")["rounds"]
+            rounds = _summary(hardened)["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
         pretrain_flops = self._clean_summary(point, seed)["pretrain_flops"]
         attack_into(
@@ -264,4 +266,11 @@ class StudyWork:
 
     def report(self, folder: Path) -> None:
         """Writes the report on all that is done."""
-        write_report([self.workdir], folder)
+        if distributed.is_primary():
+            write_report([self.workdir], folder)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """What a stage that is done left."""
+    path = folder / "summary.json"
+    return distributed.from_primary(lambda: read_json(path), str(path))

@@ -86,7 +86,7 @@ MOMENTS = {
     "preempted-saving": (checkpoint._Write, "__init__", preempt),
     "saving-model": (adversarial, "save_model", before),
     "saving-arrays": (checkpoint._Write, "_complete", during),
-    "saving-marker": (checkpoint, "_fingerprints", before),
+    "saving-marker": (checkpoint, "fingerprints", before),
     "stage-claimed": (Stage, "start", after),
     "stage-unmarked": (Stage, "finish", before),
     "stage-finished": (Stage, "finish", after),

@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: imports go down only, and small files stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -143,3 +144,13 @@ def test_modules_are_small_and_have_names_that_say_something():
     for name, path in modules().items():
         assert len(path.read_text().splitlines()) <= MAX_LINES, f"{path}: split it"
         assert not {"utils", "util", "helpers", "misc"} & set(name.split(".")), path
+
+
+def test_arrays_go_to_the_devices_and_back_through_one_door():
+    """Elsewhere a process would wait for others, or ask for rows that are not its own."""
+    doors = {
+        name
+        for name, path in modules().items()
+        if re.search(r"device_(put|get)\(", path.read_text())
+    }
+    assert doors == {"runtime.rows"}

@@ -116,7 +116,7 @@ def init(attack: BeamSearch, run: BatchRun) -> Beam:
     victim = run.inputs.victim
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch),
-        *(run.put(slots[:, None]), run.full_mask((len(slots), 1, attack.num_tokens))),
+        *(run.put(slots[:, None]), run.full_mask((run.size, 1, attack.num_tokens))),
         chunk=1,
     )
     is_member = np.zeros(members.shape[:2], bool)
@@ -165,7 +165,7 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
         *(proposed, run.full_mask(proposed.shape)),
         chunk=attack.chunk,
     )
-    valid = run.survivors(np.asarray(proposed), np.asarray(parents))
+    valid = run.survivors(*run.fetch((proposed, parents)))
     new = select(state, proposed, scores, run.put(valid))
     at_first = np.array(int(iteration == 1))
     calls = {"encode_prefix": at_first, "score_start": at_first, "score": np.array(1)}

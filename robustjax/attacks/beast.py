@@ -191,20 +191,21 @@ def revive(attack: BEAST, run: BatchRun, saved: Kept) -> State:
 def failures(attack: BEAST, run: BatchRun, state: State) -> dict[int, str]:
     """Rows for which no first token stood cleanly."""
     reason = f"no token that the sampler proposes stands cleanly at position {attack.position}"
-    losses = np.asarray(state.best.loss)
+    losses = run.fetch(state.best.loss)
     return {int(row): reason for row in np.flatnonzero(np.isinf(losses))}
 
 
 def step(attack: BEAST, run: BatchRun, state: State, iteration: int) -> tuple[State, Pending]:
     """Grows the slots by one token."""
     pairs, drawn, possible = _extend(attack, run, state)
-    is_alive = np.asarray(state.is_alive)
+    on_device = (state.is_alive, state.tokens, drawn, possible)
+    is_alive, beams, proposed, is_possible = run.fetch(on_device)
     grown = sampling.fitting(
         run.victim.tokenizer,
         run.surroundings,
-        np.asarray(state.tokens)[:, :, : state.length],
-        np.asarray(drawn),
-        np.asarray(possible) & is_alive[..., None],
+        beams[:, :, : state.length],
+        proposed,
+        is_possible & is_alive[..., None],
         branch=attack.branch_factor,
         width=slot_width(attack),
     )

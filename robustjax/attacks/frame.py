@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.attacks import retokenize
@@ -20,6 +21,7 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.models.victim import Victim
+from robustjax.runtime.rows import Rows
 
 Placed = Any
 """An array on the device, fetched to the host, or its mere shape."""
@@ -55,6 +57,7 @@ class Inputs(NamedTuple):
         forbidden: ``[V]`` ids that an attack must not use.
         num_allowed: how many it may use.
         seed: uint32 scalar.
+        split: how the rows of a batch are split over devices; None if they are not.
     """
 
     victim: Reader
@@ -63,6 +66,7 @@ class Inputs(NamedTuple):
     forbidden: Bool[Any, " V"]
     num_allowed: int
     seed: Any
+    split: NamedSharding | None = None
 
     @property
     def rows(self) -> int:
@@ -191,9 +195,9 @@ class Pending(NamedTuple):
     arrays: Any
     report: Callable[[Any], Seen]
 
-    def seen(self) -> Seen:
+    def seen(self, run: "BatchRun") -> Seen:
         """What was seen; waits for the device."""
-        return self.report(fetch(self.arrays))
+        return self.report(run.fetch(self.arrays))
 
 
 def answer_width(run: "BatchRun") -> int:
@@ -223,7 +227,19 @@ def joined(history: Sequence[Seen]) -> Seen:
 
 
 class BatchRun:
-    """One batch of prompts in one bucket, on the device, with its prefix encoded once."""
+    """One batch of prompts in one bucket, on the device, with its prefix encoded once.
+
+    Of several processes each has its own rows of the batch on its host, and with them alone it
+    tokenises and filters; what is `B` on the device is fewer there.
+
+    Attributes:
+        victim: the model under attack.
+        companion: a second model that is asked, or None.
+        everyone: the prompts of all rows.
+        rows: which of them are this process's own.
+        prompts: the prompts of these.
+        batch: the prompts of all rows, on the device.
+    """
 
     def __init__(
         self,
@@ -239,7 +255,9 @@ class BatchRun:
         self.victim, self.companion = victim, companion
         self._count_padding = count_padding
         missing = batch_size - len(planned.prompts)
-        self.prompts = planned.prompts + (planned.prompts[-1],) * missing
+        self.everyone = planned.prompts + (planned.prompts[-1],) * missing
+        self.rows = Rows(victim.mesh, victim.rules, batch_size)
+        self.prompts = tuple(self.everyone[row] for row in self.rows.mine)
         pad = victim.tokenizer.pad_id
 
         def padded(part: str, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +283,8 @@ class BatchRun:
         other = self.companion
         companion = None if other is None else self._read(other.definition, other.params)
         victim = self._read(self.victim.definition, self.victim.params)
-        return Inputs(victim, companion, self.batch, self.forbidden, self.num_allowed, self.seed)
+        known = (self.batch, self.forbidden, self.num_allowed, self.seed, self.rows.split)
+        return Inputs(victim, companion, *known)
 
     @functools.cached_property
     def narrow(self) -> Reader:
@@ -274,7 +293,8 @@ class BatchRun:
         return self._read(definition, jax.tree.map(to_bfloat16, self.victim.params))
 
     def _read(self, definition: Definition, params: Params) -> Reader:
-        return Reader(definition, params, encode_prefix(definition, params, self.batch))
+        prefix = encode_prefix(definition, params, self.batch)
+        return Reader(definition, params, self.victim.lay_out_cache(prefix))
 
     @property
     def sampler(self) -> Victim:
@@ -291,13 +311,22 @@ class BatchRun:
         """The slots' surroundings, row by row."""
         return [prompt.surrounding for prompt in self.prompts]
 
+    @property
+    def size(self) -> int:
+        """``B``, rows of all processes."""
+        return self.rows.size
+
     def put(self, tree: Any) -> Any:
-        """Places arrays on the mesh, their first axis split over examples."""
-        return self.victim.put_examples(tree)
+        """Places arrays of own rows on the mesh, their first axis split over examples."""
+        return self.rows.put(tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Own rows of device arrays, as numpy."""
+        return self.rows.fetch(tree)
 
     def full_mask(self, shape: tuple[int, ...]) -> Bool[Array, "B C W"]:
-        """A slot mask with no gaps."""
-        return self.put(np.ones(shape, bool))
+        """A slot mask of all rows with no gaps."""
+        return self.victim.put_examples(np.ones(shape, bool))
 
     def survivors(
         self, candidates: Int[np.ndarray, "B C A"], current: Int[np.ndarray, "B *C A"]
@@ -419,8 +448,3 @@ def _goal(prompts: Sequence[Prompt], width: int, pad: int) -> Goal:
     pairs = [(prompt.example.label, prompt.example.target_label) for prompt in prompts]
     classes: Any = np.array(pairs, np.int32).T
     return ClassGoal(*classes)
-
-
-def fetch(tree: Any) -> Any:
-    """Device arrays to numpy."""
-    return jax.tree.map(np.asarray, tree)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks import candidates, frame, ranking
@@ -219,7 +220,7 @@ def step(attack: GCG, run: BatchRun, state: State, iteration: int) -> tuple[Stat
         inputs.forbidden,
         inputs.seed,
         np.uint32(iteration),
-        **_drawing(attack, inputs.num_allowed),
+        **_drawing(attack, inputs),
     )
     ranked = ranking.rank(attack, run, incumbent, proposed, state.slots, iteration)
     arguments = (state.slots, current, ranked.slots, ranked.scores, ranked.valid)
@@ -263,10 +264,11 @@ def possible_top_k(attack: GCG, num_allowed: int) -> int:
     return top_k
 
 
-def _drawing(attack: GCG, num_allowed: int) -> dict[str, Any]:
+def _drawing(attack: GCG, inputs: Inputs) -> dict[str, Any]:
     """The static arguments of ``propose``."""
     return {
-        "top_k": possible_top_k(attack, num_allowed),
+        "split": inputs.split,
+        "top_k": possible_top_k(attack, inputs.num_allowed),
         "count": attack.num_candidates,
         "num_replacements": attack.num_replacements,
         "momentum": attack.momentum,
@@ -281,9 +283,7 @@ def programs(attack: GCG, inputs: Inputs) -> dict[str, Program]:
         jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct((*shape, width), jnp.float32)
     )
     victim = inputs.victim
-    run_propose = functools.partial(
-        propose, victim.definition, **_drawing(attack, inputs.num_allowed)
-    )
+    run_propose = functools.partial(propose, victim.definition, **_drawing(attack, inputs))
     to_propose = (
         *(victim.params, victim.prefix, inputs.batch, state, inputs.forbidden, inputs.seed),
         jax.ShapeDtypeStruct((), jnp.uint32),
@@ -297,7 +297,8 @@ def programs(attack: GCG, inputs: Inputs) -> dict[str, Program]:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("definition", "top_k", "count", "num_replacements", "momentum")
+    jax.jit,
+    static_argnames=("definition", "split", "top_k", "count", "num_replacements", "momentum"),
 )
 def propose(
     definition: Definition,
@@ -309,6 +310,7 @@ def propose(
     seed: UInt32[Any, ""],
     iteration: UInt32[Any, ""],
     *,
+    split: NamedSharding | None = None,
     top_k: int,
     count: int,
     num_replacements: int = 1,
@@ -321,6 +323,7 @@ def propose(
 
     Args:
         forbidden: token ids that must not be proposed.
+        split: how rows are split over devices, None if they are not.
 
     Returns:
         Scores of the incumbents (``C`` is 1), the cache of their slots, the candidates, and the
@@ -366,7 +369,13 @@ def propose(
         places = places[order]
         return Replacements(candidates.replace_one(slot, places, drawn[order]), places)
 
-    return current, incumbent, jax.vmap(draw)(keys, token_gradient, slots), carried
+    draw_all = jax.vmap(draw)
+    if split is not None:
+        # Left to itself the compiler would gather all rows to take the largest of each.
+        draw_all = jax.shard_map(
+            draw_all, mesh=split.mesh, in_specs=split.spec, out_specs=split.spec
+        )
+    return current, incumbent, draw_all(keys, token_gradient, slots), carried
 
 
 @functools.partial(jax.jit, static_argnames=("keep_best",))

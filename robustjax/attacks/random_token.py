@@ -24,6 +24,7 @@ from robustjax.attacks.frame import BatchRun, Inputs, Pending, Program, Seen
 from robustjax.attacks.objective import score
 from robustjax.attacks.retokenize import SlotText
 from robustjax.data.tokens import Tokenizer
+from robustjax.runtime.rows import anywhere
 
 _MOST_ATTEMPTS = 1_000
 
@@ -153,7 +154,7 @@ def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tu
     iterations = np.arange(iteration, iteration + pass_width(attack), dtype=np.uint32)
     drawn = draw_fitting(attack, run, iterations, state.stuck)
     victim = run.inputs.victim
-    scores = frame.fetch(
+    scores = run.fetch(
         score(
             *(victim.definition, victim.params, (victim.prefix,), run.batch),
             *(run.put(drawn.slots), run.put(drawn.mask)),
@@ -225,18 +226,18 @@ def draw_fitting(
     given_up: Bool[np.ndarray, " B"],
 ) -> Drawn:
     """Draws until every slot fits; examples given up and iterations not asked for get none."""
-    tokenizer, put = run.victim.tokenizer, run.victim.put_examples
+    tokenizer = run.victim.tokenizer
     shape = (len(run.prompts), len(iterations))
     slots = np.full((*shape, slot_width(attack)), tokenizer.pad_id, np.int32)
     mask = np.zeros(slots.shape, bool)
     attempts = np.zeros(shape, np.uint32)
     wanted = ~given_up[:, None] & (iterations <= attack.num_iterations)
-    while wanted.any():
+    while anywhere(bool(wanted.any()))[0]:
         drawn = draw(
             run.seed,
             run.batch.example_id,
             iterations,
-            put(attempts),
+            run.put(attempts),
             run.allowed,
             width=attack.num_tokens,
         )
@@ -244,7 +245,7 @@ def draw_fitting(
         new_slots, new_mask, fits = retokenize.retokenise(
             tokenizer,
             [run.prompts[row].surrounding for row in rows],
-            np.asarray(drawn)[rows, columns][:, None],
+            run.fetch(drawn)[rows, columns][:, None],
             slots.shape[-1],
         )
         slots[rows, columns], mask[rows, columns] = new_slots[:, 0], new_mask[:, 0]

@@ -34,6 +34,7 @@ from robustjax.attacks.replacements import (
 )
 from robustjax.attacks.verdict import Scores
 from robustjax.models.transformer import Cache
+from robustjax.runtime.rows import anywhere
 
 
 @runtime_checkable
@@ -128,8 +129,8 @@ def rank(
             starts=parts,
         )
         valid = _survivors(run, proposed, slots)
-        plainly = defies_the_odds(np.asarray(proposed.places), parts)
-        if plainly.any():
+        plainly = defies_the_odds(run.fetch(proposed.places), parts)
+        if anywhere(bool(plainly.any()))[0]:
             scores = choose(run.put(plainly), plain(), scores)
         calls |= {"score_replacements": np.array(1), "score": plainly.astype(int)}
     return Ranked(proposed.slots, scores, run.put(valid), np.zeros(len(valid), int), calls)
@@ -165,7 +166,7 @@ def _rank_by_probe(
 def _survivors(
     run: BatchRun, proposed: Replacements, slots: Int[Array, "B A"]
 ) -> Bool[np.ndarray, "B C"]:
-    return run.survivors(np.asarray(proposed.slots), np.asarray(slots))
+    return run.survivors(*run.fetch((proposed.slots, slots)))
 
 
 def score_again(run: BatchRun, slots: Int[Array, "B A"]) -> Scores:

@@ -23,6 +23,7 @@ from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import named_sharding
+from robustjax.runtime.rows import put
 
 _SPARE = 3
 """Samples of each beam, in multiples of those wanted: enough to pass over some."""
@@ -56,7 +57,7 @@ def start(run: BatchRun, beams: int, width: int) -> Sampler:
     last = np.array([text[-1] for text in texts], np.int32)
     mask, last = run.put((mask, last))
     reader = reader._replace(prefix=reader.prefix._replace(mask=mask))
-    return Sampler(reader, last, _empty_pairs(run.sampler, len(texts), beams, width))
+    return Sampler(reader, last, _empty_pairs(run.sampler, run.size, beams, width))
 
 
 def pair_shape(definition: Definition, rows: int, beams: int, width: int) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ def _empty_pairs(sampler: Victim, rows: int, beams: int, width: int) -> Pairs:
 
     def zeros(_: int) -> Array:
         """Memory of its own: it is given away to be written over."""
-        return jax.device_put(np.zeros(shape, dtype), sharding)
+        return put(np.zeros(shape, dtype), sharding)
 
     return jax.tree.map(zeros, both(definition, 0))
 

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from robustjax.attacks.frame import BatchRun, Seen, fetch
+from robustjax.attacks.frame import BatchRun, Seen
 from robustjax.models.transformer import Params
+from robustjax.runtime import distributed
 from robustjax.runtime.files import write_bytes
+from robustjax.runtime.rows import fetch
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,15 +65,18 @@ class SavedSearch:
         return self._path is not None and time.monotonic() - self._last >= self._every
 
     def save(self, key: str, state: Any, seen: Seen) -> None:
-        """Writes a state and the iterations up to it."""
+        """Writes a state and the iterations up to it, of all rows and on the host."""
         assert self._path is not None
-        leaves = jax.tree.leaves((fetch(state), seen._replace(calls={})))
+        self._last = time.monotonic()
+        if not distributed.is_primary():
+            return
+        leaves = jax.tree.leaves((state, seen._replace(calls={})))
         arrays = {f"leaf_{number:03d}": leaf for number, leaf in enumerate(leaves)}
         arrays |= {f"calls_{name}": count for name, count in seen.calls.items()}
         buffer = io.BytesIO()
         np.savez(buffer, key=np.array(key), digest=np.array(_digest(arrays)), **arrays)
         write_bytes(self._path, buffer.getvalue())
-        self._last = time.monotonic()
+        self._last = time.monotonic()  # again: it may take long
 
     def load(self, key: str, like: Any) -> Found | None:
         """What was saved of this very search, or None; the file of another one is left alone.
@@ -80,6 +85,19 @@ class SavedSearch:
             key: see ``fingerprint``.
             like: a state of the same structure.
         """
+        if self._path is None:
+            return None
+        found = distributed.from_primary(lambda: self._read(key), "the saved search")
+        if found is None:
+            return None
+        arrays, calls = found
+        leaves = [arrays[name] for name in sorted(arrays)]
+        of_state = len(jax.tree.leaves(like))
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves[:of_state])
+        return Found(state, Seen._make([*leaves[of_state:], calls]))
+
+    def _read(self, key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The arrays of the file by name, and the calls of programs, if it is of this search."""
         if self._path is None or not self._path.exists():
             return None
         try:
@@ -94,14 +112,11 @@ class SavedSearch:
         if found != key:
             return None
         calls = {name[6:]: arrays.pop(name) for name in sorted(arrays) if name[:6] == "calls_"}
-        leaves = [arrays[name] for name in sorted(arrays)]
-        of_state = len(jax.tree.leaves(like))
-        state = jax.tree.unflatten(jax.tree.structure(like), leaves[:of_state])
-        return Found(state, Seen._make([*leaves[of_state:], calls]))
+        return arrays, calls
 
     def clear(self) -> None:
         """Removes the file: the search is done."""
-        if self._path is not None:
+        if self._path is not None and distributed.is_primary():
             self._path.unlink(missing_ok=True)
 
 
@@ -125,8 +140,8 @@ def fingerprint(attack: Any, run: BatchRun) -> str:
         "attack": [attack.name, dataclasses.asdict(attack)],
         "seed": int(run.seed),
         "tokenizer": run.victim.tokenizer.fingerprint,
-        "slots": [prompt.slot for prompt in run.prompts],
-        "texts": [(prompt.surrounding.left, prompt.surrounding.right) for prompt in run.prompts],
+        "slots": [prompt.slot for prompt in run.everyone],
+        "texts": [(prompt.surrounding.left, prompt.surrounding.right) for prompt in run.everyone],
     }
     digest.update(json.dumps(about, sort_keys=True).encode())
     for leaf in jax.tree.leaves(fetch(run.batch)):
@@ -134,7 +149,7 @@ def fingerprint(attack: Any, run: BatchRun) -> str:
     for model in (run.victim, run.companion):
         if model is not None:
             digest.update(repr(model.definition).encode())
-            digest.update(np.asarray(weight_sums(model.params)).tobytes())
+            digest.update(fetch(weight_sums(model.params)).tobytes())
     return digest.hexdigest()
 
 

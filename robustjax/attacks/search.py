@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models.transformer import Definition, Head
 from robustjax.models.victim import Victim
-from robustjax.runtime import interrupts
+from robustjax.runtime import distributed, interrupts
 from robustjax.runtime.compilation import make_room_for_programs
+from robustjax.runtime.rows import Heard, anywhere
 
 Attack = gcg.GCG | random_token.RandomToken | beam_search.BeamSearch | beast.BEAST
 
@@ -290,7 +291,8 @@ def run_batches(
     Yields:
         Each batch with its outcome; rows beyond the batch's prompts are filling and to be ignored.
     """
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
+        distributed.barrier(f"attack batch {number} of {len(batches)}")
         make_room_for_programs()  # a batch of a new shape compiles several
         run = BatchRun(
             *(victim, batch, config.batch_size, seed, companion), count_padding=config.count_padding
@@ -307,27 +309,31 @@ def run_batch(
     """Runs an attack on one batch, from where it was left.
 
     What an iteration showed is fetched when the next one is under way, so that the device does not
-    wait for the host. A search that is saved ends with PreemptedError when the process is asked to.
+    wait for the host. A search that is saved ends with PreemptedError when a process is asked to.
+
+    Returns:
+        What was found for all rows, in every process.
     """
     module = module_of(attack)
     key = fingerprint(attack, run) if saved.is_on else ""
     state, done = module.init(attack, run), 0
     history: list[Seen] = []
     if found := saved.load(key, module.kept(state)):
-        state, seen = module.revive(attack, run, found.state), found.seen
-        history, done = [seen], len(seen.loss)
+        state = module.revive(attack, run, run.rows.own(found.state))
+        history, done = [run.rows.own(found.seen, axis=1)], len(found.seen.loss)
         tick(done)
     pending: list[Pending] = []
+    heard = Heard()
 
     def settle() -> None:
-        history.extend(one.seen() for one in pending)
+        history.extend(one.seen(run) for one in pending)
         pending.clear()
 
     def is_over() -> bool:
         if done == attack.num_iterations or not (attack.stop_at_success and done):
             return done == attack.num_iterations
         settle()
-        return all_stopped(history, module.failures(attack, run, state))
+        return not anywhere(not all_stopped(history, module.failures(attack, run, state)))[0]
 
     while not is_over():
         state, new = module.step(attack, run, state, done + 1)
@@ -335,11 +341,14 @@ def run_batch(
         pending.append(new)
         count = module.iterations_of_step(attack, done + 1)
         done += count
-        is_preempted = saved.is_on and interrupts.is_preempted()
-        if saved.is_due() or is_preempted:
+        is_due = is_preempted = False
+        if saved.is_on:
+            is_due, is_preempted = heard(saved.is_due(), interrupts.is_preempted())
+        if is_due or is_preempted:
             settle()
             history = [joined(history)]
-            saved.save(key, module.kept(state), history[0])
+            whole = run.rows.gather(module.kept(state)), run.rows.gather(history[0], axis=1)
+            saved.save(key, *whole)
         tick(count)
         if is_preempted:
             interrupts.stop()
@@ -347,7 +356,19 @@ def run_batch(
     seen = joined(history)
     if attack.stop_at_success:
         seen = stopped_at_success(seen, attack.num_iterations)
-    return Outcome(seen, module.failures(attack, run, state))
+    return Outcome(run.rows.gather(seen, axis=1), _everyones(run, module, attack, state))
+
+
+def _everyones(
+    run: BatchRun, module: types.ModuleType, attack: Attack, state: Any
+) -> dict[int, str]:
+    """Reasons of all rows that could not be attacked, by their numbers in the batch."""
+    mine = {
+        int(run.rows.mine[row]): reason
+        for row, reason in module.failures(attack, run, state).items()
+    }
+    found = distributed.everyones(mine, "the failures of a batch") if run.rows.are_split else [mine]
+    return {row: reason for part in found for row, reason in part.items()}
 
 
 def all_stopped(history: Sequence[Seen], failures: Collection[int] = ()) -> bool:

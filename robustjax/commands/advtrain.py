@@ -17,6 +17,7 @@ from robustjax.evaluation.records import UNDEFENDED, rate_names
 from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 from robustjax.runtime.mesh import MeshConfig, make_mesh
 from robustjax.runtime.runlog import config_hash, read_json
 from robustjax.runtime.stages import Stage
@@ -264,7 +265,8 @@ class _HeldOut:
 
     def rate(self, number: int, name: str) -> float | None:
         """The success rate of an attack after a round; None if nothing could be attacked."""
-        summary = read_json(self.place(number, name) / "summary.json")
+        path = self.place(number, name) / "summary.json"
+        summary = distributed.from_primary(lambda: read_json(path), str(path))
         return summary[rate_names(summary["variant"]).rate]
 
     def _attack(

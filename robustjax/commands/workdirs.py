@@ -10,14 +10,16 @@ from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig
 from robustjax.data.tokens import Tokenizer
 from robustjax.given_model import GivenModel
+from robustjax.runtime import distributed
 from robustjax.runtime.runlog import check_writable, config_hash, write_manifest
 from robustjax.runtime.stages import Stage
 from robustjax.settings import describe
 
 
 def say(command: str, line: str) -> None:
-    """Tells the user; stdout is kept for the path of the result."""
-    print(f"{command}: {line}", file=sys.stderr)
+    """Tells the user, once; stdout is kept for the path of the result."""
+    if distributed.is_primary():
+        print(f"{command}: {line}", file=sys.stderr)
 
 
 def claim(

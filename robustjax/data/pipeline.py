@@ -7,7 +7,6 @@ iterator goes on at any batch without replaying those before.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import grain
@@ -17,31 +16,6 @@ from jaxtyping import Bool, Int
 from robustjax.data.batching import FILLER, Batch, pad_rows
 
 _READ_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A process's part of every batch: the `index`-th of `count` equal runs of rows."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows_of(self, batch_size: int) -> slice:
-        """The rows of a batch.
-
-        Raises:
-            ValueError: there is no such part, or the batch cannot be cut into equal ones.
-        """
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"shard {self.index} of {self.count} does not exist")
-        if batch_size % self.count:
-            raise ValueError(f"batch_size={batch_size} is not a multiple of {self.count} processes")
-        size = batch_size // self.count
-        return slice(self.index * size, (self.index + 1) * size)
-
-
-WHOLE = Shard()
-"""Every row, for a process that has a batch to itself."""
 
 
 class PaddedBatch(NamedTuple):
@@ -59,7 +33,10 @@ class PaddedBatch(NamedTuple):
 
 
 def padded_batches(
-    rows: Sequence[Sequence[int]], pad_id: int, batches: Sequence[Batch], shard: Shard = WHOLE
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    batches: Sequence[Batch],
+    mine: Int[np.ndarray, " R"] | None = None,
 ) -> grain.MapDataset[PaddedBatch]:
     """The batches of an epoch, or of what is left of it, with random access.
 
@@ -67,14 +44,14 @@ def padded_batches(
         rows: token ids of every text, unpadded.
         pad_id: the id to pad with.
         batches: which rows share a batch, in order (`length_bucketed_batches`).
-        shard: the part of each batch that is wanted.
+        mine: places in each batch of the rows that are wanted, a process's own; None for all.
 
     Returns:
         One element a batch. `read_ahead` iterates over it.
     """
 
     def pad(batch: Batch) -> PaddedBatch:
-        indices = batch.indices[shard.rows_of(len(batch.indices))]
+        indices = batch.indices if mine is None else batch.indices[mine]
         # A filler row is one pad token: it fits every bucket, and its weight is 0.
         chosen = [[pad_id] if i == FILLER else rows[i] for i in indices]
         return PaddedBatch(indices, *pad_rows(chosen, batch.width, pad_id))

@@ -19,6 +19,7 @@ from robustjax.evaluation.flops import Flops
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition
 from robustjax.models.victim import BUCKET_EDGES, Victim
+from robustjax.runtime.rows import fetch
 
 
 class Answer(NamedTuple):
@@ -101,21 +102,21 @@ def _ask_language_model(
             prompts.append(prompt)
     for batch in search.plan(prompts, config):
         run = BatchRun(victim, batch, config.batch_size, seed=0)
-        empty = (len(run.prompts), 1, 0)
+        empty = (run.size, 1, 0)
         arguments = (
             *(victim.params, (run.prefix,), run.batch),
-            *(run.put(np.zeros(empty, np.int32)), run.put(np.zeros(empty, bool))),
+            *victim.put_examples((np.zeros(empty, np.int32), np.zeros(empty, bool))),
         )
         scores = score(victim.definition, *arguments, chunk=1)
         reading = frame.prefix_program(run.inputs.victim, run.batch)
         asking = functools.partial(score, victim.definition, chunk=1)
         executed = flops.executed_flops(reading.function, *reading.arguments)
         executed += flops.executed_flops(asking, *arguments)
-        success, logprobs = np.asarray(scores.success)[:, 0], np.asarray(scores.answer)[:, 0]
+        success, logprobs = (x[:, 0] for x in fetch((scores.success, scores.answer)))
         for place, prompt in enumerate(batch.prompts):
             kept = logprobs[place, : len(prompt.goal_ids)].tolist()
             cost = Flops(
-                flops.forward_flops(victim.num_params, prompt.length), executed // len(run.prompts)
+                flops.forward_flops(victim.num_params, prompt.length), executed // run.size
             )
             answers[prompt.example.example_id] = Answer(not success[place], [], kept, None, cost)
     return answers

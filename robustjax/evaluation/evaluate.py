@@ -2,7 +2,9 @@
 
 The search works on token arrays; here its outcomes become records: text, success and loss of every
 iteration, compute, and why an example could not be attacked. Records are appended batch by batch,
-so an interrupted evaluation goes on where it stopped and ends with the same file.
+so an interrupted evaluation goes on where it stopped and ends with the same file. Of several
+processes each searches its own rows of a batch; what they found is gathered, and the primary one
+writes it.
 """
 
 import contextlib
@@ -26,8 +28,9 @@ from robustjax.evaluation import flops, records
 from robustjax.evaluation.answers import Answer, clean_answers
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 from robustjax.models.victim import Victim
-from robustjax.runtime import interrupts
+from robustjax.runtime import distributed, interrupts
 from robustjax.runtime.progress import Progress
+from robustjax.runtime.rows import anywhere
 
 
 @dataclasses.dataclass
@@ -132,7 +135,9 @@ def attack_examples(
             reason = failures.get(example.example_id) or answer.failure
             idle.append(_blank_record(example, answer, reason, attack, seed))
     batches = search.plan(prompts, config)
-    done, remaining = _resume(path, idle, batches, attack, seed)
+    done, whole = distributed.from_primary(
+        lambda: _resume(path, idle, batches, attack, seed), "the records so far"
+    )
 
     saved = SavedSearch(path and Path(path).with_name("attack_state.npz"), save_seconds)
     total = len(prompts) * attack.num_iterations
@@ -144,15 +149,17 @@ def attack_examples(
         ticker = _Ticker(timing, progress)
         cost = ExecutedCost(attack)
         for batch, run, outcome in search.run_batches(
-            *(victim, remaining, attack, seed, config, ticker), companion=companion, saved=saved
+            *(victim, batches[whole:], attack, seed, config, ticker),
+            companion=companion,
+            saved=saved,
         ):
             new = _records(batch, run, outcome, clean, attack, seed, cost(batch, run, outcome.seen))
-            if path is not None:
+            if path is not None and distributed.is_primary():
                 records.append_records(path, new)
             done.extend(new)
             del run  # its arrays make room for the next batch's
             ticker.restart_clock()
-            if saved.is_on and interrupts.is_preempted():
+            if saved.is_on and anywhere(interrupts.is_preempted())[0]:
                 interrupts.stop()
     saved.clear()
     timing.seconds = time.perf_counter() - started
@@ -235,7 +242,7 @@ class ExecutedCost:
                 function, arguments = programs[name]
                 known[name] = flops.executed_flops(function, *arguments)
         total = sum(seen.calls[name].sum(0) * cost for name, cost in known.items())
-        return [int(one) // len(run.prompts) for one in total]
+        return [int(one) // run.size for one in total]
 
 
 def _resume(
@@ -244,10 +251,10 @@ def _resume(
     batches: list[PlannedBatch],
     attack: Attack,
     seed: int,
-) -> tuple[list[AttackRecord], list[PlannedBatch]]:
-    """Keeps the batches that are recorded whole, and returns what is still to do."""
+) -> tuple[list[AttackRecord], int]:
+    """Keeps the batches that are recorded whole, and returns how many these are."""
     if path is None:
-        return list(idle), batches
+        return list(idle), 0
     known = {record.example_id: record for record in records.read_complete_records(path)}
     expected = {record.example_id for record in idle} | {
         prompt.example.example_id for batch in batches for prompt in batch.prompts
@@ -265,16 +272,15 @@ def _resume(
                 f"{record.position}, "
                 f"{len(record.iterations)} iterations); give another path or delete it"
             )
-    done = list(idle)
-    remaining: list[PlannedBatch] = []
+    done, whole = list(idle), 0
     for batch in batches:
         ids = [prompt.example.example_id for prompt in batch.prompts]
-        if not remaining and all(i in known for i in ids):
-            done.extend(known[i] for i in ids)
-        else:
-            remaining.append(batch)
+        if not all(i in known for i in ids):
+            break
+        done.extend(known[i] for i in ids)
+        whole += 1
     records.write_records(path, done)
-    return done, remaining
+    return done, whole
 
 
 def _blank_record(

@@ -24,6 +24,7 @@ from robustjax.evaluation.detection import (
 from robustjax.evaluation.perplexity import token_losses
 from robustjax.evaluation.records import AttackRecord
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ class PerplexityFilter:
             example_id: TextScores(score, score_after.get(example_id))
             for example_id, score in zip(ids, clean.tolist(), strict=True)
         }
-        write_scores(folder / SCORES_FILE, scores)
+        if distributed.is_primary():
+            write_scores(folder / SCORES_FILE, scores)
         return {
             **dataclasses.asdict(self.config),
             "num_prepared_on": len(self.prepared_on),

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from robustjax.models.hf_load import find_tensors
@@ -38,6 +39,8 @@ def folder_sha256(folder: Path, *, is_ours: bool) -> str:
         UserError: the folder is damaged, or holds no weights.
     """
     if is_ours:
-        arrays = iterate_model(folder, make_mesh(MeshConfig()), AxisRules())
+        # A device of its own: of several processes each reads the whole.
+        mesh = make_mesh(MeshConfig(), jax.local_devices())
+        arrays = iterate_model(folder, mesh, AxisRules())
         return weights_sha256((name, np.asarray(leaf)) for name, leaf in arrays)
     return weights_sha256((name, found.read()) for name, found in find_tensors(folder).items())

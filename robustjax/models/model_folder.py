@@ -19,13 +19,15 @@ from robustjax.models.architectures import port_of_model_type
 from robustjax.models.layers import Numerics
 from robustjax.models.transformer import Definition, Params, Remat
 from robustjax.models.victim import Victim, param_shardings
+from robustjax.runtime import distributed
 from robustjax.runtime.checkpoint import iterate_params, load_metadata, load_params, save_params
 from robustjax.runtime.mesh import AxisRules
 
 
 def save_model(folder: Path, victim: Victim) -> None:
     """Saves weights, in their own type, and tokenizer; replaces a model in that folder."""
-    victim.tokenizer.save(folder)  # before the weights, whose last file says that all is there
+    if distributed.is_primary():
+        victim.tokenizer.save(folder)  # before the weights, whose last file says that all is there
     definition = victim.definition
     metadata = {
         "name": victim.name,

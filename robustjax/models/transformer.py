@@ -98,6 +98,15 @@ class Cache(NamedTuple):
         return Cache(keys, values, self.mask[:, 0])
 
 
+def cache_axes(ndim: int) -> tuple[str | None, ...]:
+    """The logical axis names of keys and values that all rows of an example share.
+
+    Args:
+        ndim: axes of the array: one layer's has four, all layers stacked five.
+    """
+    return ("layers",) * (ndim - 4) + ("examples", None, "heads", None)
+
+
 def init(definition: Definition, seed: int) -> Params:
     """Fresh weights; the same numbers whether scanned or not."""
     keys = jax.random.split(jax.random.key(seed), definition.config.layers + 1)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.data.batching import group_by_bucket, pad_rows
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
 from robustjax.models import transformer
-from robustjax.models.transformer import Definition, Params
+from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_shardings
 from robustjax.runtime.progress import Progress
+from robustjax.runtime.rows import fetch, lay_out, put
 
 BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Widths that token rows are padded to: few shapes, hence few compilations."""
@@ -72,17 +72,29 @@ class Victim:
         return dataclasses.replace(self, params=params)
 
     def put_examples(self, tree: Any) -> Any:
-        """Places arrays on the mesh, their first axis split over examples."""
+        """Places arrays, which all processes have, with their first axis split over examples."""
 
-        def put(x: Any) -> Array:
+        def one(x: Any) -> Array:
             axes = ("examples",) + (None,) * (np.ndim(x) - 1)
-            return jax.device_put(x, named_sharding(self.mesh, self.rules, axes, np.shape(x)))
+            return put(x, named_sharding(self.mesh, self.rules, axes, np.shape(x)))
 
-        return jax.tree.map(put, tree)
+        return jax.tree.map(one, tree)
 
     def put_replicated(self, tree: Any) -> Any:
         """Places arrays on every device of the mesh."""
-        return jax.device_put(tree, replicated(self.mesh))
+        return jax.tree.map(lambda x: put(x, replicated(self.mesh)), tree)
+
+    def lay_out_cache(self, cache: Cache) -> Cache:
+        """A cache split over examples and, as the weights that read it, over heads."""
+
+        def sharding(leaf: Array, axes: tuple[str | None, ...]) -> NamedSharding:
+            return named_sharding(self.mesh, self.rules, axes, leaf.shape)
+
+        def pairs(tree: Any) -> Any:
+            return jax.tree.map(lambda x: sharding(x, transformer.cache_axes(x.ndim)), tree)
+
+        mask: Any = sharding(cache.mask, ("examples", None))
+        return lay_out(cache, Cache(pairs(cache.keys), pairs(cache.values), mask))
 
     def logits(self, texts: Sequence[str]) -> Float[np.ndarray, "M N"]:
         """Class scores of texts, read whole, in length buckets; shows progress if it takes long.
@@ -149,7 +161,7 @@ class Victim:
                     figures = function(
                         self.definition, self.params, *self.put_examples((ids, mask))
                     )
-                    yield list(chosen), np.asarray(figures)[: len(chosen)]
+                    yield list(chosen), fetch(figures)[: len(chosen)]
                     progress.advance(len(chosen))
 
 
@@ -192,6 +204,4 @@ def init_params(definition: Definition, seed: int, mesh: Mesh, rules: AxisRules)
 
 def place_params(params: Params, definition: Definition, mesh: Mesh, rules: AxisRules) -> Params:
     """Lays host weights out on the mesh."""
-    return jax.device_put(
-        jax.tree.map(jnp.asarray, params), param_shardings(definition, mesh, rules)
-    )
+    return jax.tree.map(put, params, param_shardings(definition, mesh, rules))

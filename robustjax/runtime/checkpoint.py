@@ -34,10 +34,11 @@ from jaxtyping import PyTree
 from robustjax.errors import UserError
 from robustjax.runtime import distributed
 from robustjax.runtime.files import StrPath, disk_trouble, is_remote, read_json, write_json
+from robustjax.runtime.fingerprints import fingerprint, fingerprints
+from robustjax.runtime.rows import put
 
 _ARRAYS, _METADATA, _COMPLETE = "arrays", "metadata.json", "COMPLETE.json"
 _STEP_FOLDER = re.compile(r"\d{8,}")
-_CHUNK_BYTES = 1 << 24
 _RESTORED_AT_ONCE_GB = 0.5
 
 _log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The newest step that was saved to the end, or None."""
         self.wait()
-        steps = self._whole_steps()
+        steps = distributed.from_primary(self._whole_steps, f"checkpoints in {self.folder}")
         return steps[-1] if steps else None
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
@@ -135,8 +136,8 @@ class Checkpoints:
 
         Args:
             like: the tree wanted: leaves are arrays or `jax.ShapeDtypeStruct`, whose shardings
-                the restored arrays get (the first device where there is none); a NumPy leaf is
-                restored as NumPy.
+                the restored arrays get (without one, the process's first device; a NumPy leaf is
+                restored as NumPy).
             step: which one; None takes the newest that is not damaged, and warns of each that is.
 
         Returns:
@@ -146,7 +147,8 @@ class Checkpoints:
             UserError: there is none, it is damaged, or its arrays differ from `like`.
         """
         self.wait()
-        steps = self._steps()[::-1] if step is None else [step]
+        found = distributed.from_primary(self._steps, f"checkpoints in {self.folder}")
+        steps = found[::-1] if step is None else [step]
         for candidate in steps:
             folder = self._step_folder(candidate)
             try:
@@ -155,8 +157,8 @@ class Checkpoints:
                 if step is not None:
                     raise UserError(f"checkpoint {folder}: {error}; choose another step") from error
                 _log.warning("checkpoint %s: %s; trying the one before it", folder, error)
-        found = "every checkpoint is damaged" if steps else "no checkpoint"
-        raise UserError(f"{self.folder}: {found}; check the folder, or delete it to start afresh")
+        what = "every checkpoint is damaged" if steps else "no checkpoint"
+        raise UserError(f"{self.folder}: {what}; check the folder, or delete it to start afresh")
 
     def _step_folder(self, step: int) -> epath.Path:
         return epath.Path(self.folder) / f"{step:08d}"
@@ -286,7 +288,7 @@ class _Write:
             if (folder / _ARRAYS).exists():
                 (folder / _ARRAYS).rmtree()
             folder.mkdir(parents=True, exist_ok=True)
-        distributed.barrier("checkpoint_cleared")
+        distributed.barrier(f"clearing {folder}")
         self._signatures = {name: _signature(leaf) for name, leaf in named.items()}
         saveable = {
             name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
@@ -303,7 +305,8 @@ class _Write:
         self._checkpointer.close()
         if distributed.is_primary():
             write_json(self._folder / _METADATA, self._metadata)
-            marker = {"arrays": self._signatures, "files": _fingerprints(self._folder)}
+            files = fingerprints(self._folder, (_METADATA, _ARRAYS))
+            marker = {"arrays": self._signatures, "files": files}
             write_json(self._folder / _COMPLETE, marker | {"crc32": _crc32_of_json(marker)})
             self._and_then()
 
@@ -314,7 +317,7 @@ class _Write:
     def wait(self) -> None:
         """Returns when the folder is whole, in all processes; raises what went wrong."""
         self.finish()
-        distributed.barrier("checkpoint_complete")
+        distributed.barrier(f"saving {self._folder}")
 
 
 _WRITER = ThreadPoolExecutor(1, "checkpoint")
@@ -347,10 +350,14 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 
 
 def _check(folder: epath.Path, wanted: dict[str, Any]) -> None:
-    """Checks that a folder is whole and holds these arrays."""
-    marker = _read_marker(folder)
-    _check_files(folder, marker["files"])
-    _check_arrays(folder, marker["arrays"], wanted)
+    """Checks that a folder is whole and holds these arrays; one process does, for all."""
+
+    def check() -> None:
+        marker = _read_marker(folder)
+        _check_files(folder, marker["files"])
+        _check_arrays(folder, marker["arrays"], wanted)
+
+    distributed.from_primary(check, f"the check of {folder}")
 
 
 def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -440,11 +447,11 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 def _empty_array(leaf: Any) -> Any:
     empty = np.zeros(leaf.shape, leaf.dtype)
     is_numpy = isinstance(leaf, np.ndarray | np.generic)
-    return empty if is_numpy else jax.device_put(empty, _sharding(leaf))
+    return empty if is_numpy else put(empty, _sharding(leaf))
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    return getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    return getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _read_marker(folder: epath.Path) -> dict[str, Any]:
@@ -463,37 +470,10 @@ def _crc32_of_json(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
-def _fingerprints(folder: epath.Path) -> dict[str, list[int | None]]:
-    """Size and CRC-32 of each file, by its path below the folder."""
-    files = [folder / _METADATA, *_walk(folder / _ARRAYS)]
-    return {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
-
-
 def _check_files(folder: epath.Path, expected: dict[str, list[int | None]]) -> None:
-    for name, fingerprint in expected.items():
+    for name, known in expected.items():
         path = folder / name
         if not path.exists():
             raise _DamagedError(f"{name} is missing")
-        if _fingerprint(path) != fingerprint:
+        if fingerprint(path) != known:
             raise _DamagedError(f"{name} is not what was written")
-
-
-def _fingerprint(path: epath.Path) -> list[int | None]:
-    size = path.stat().length
-    if is_remote(path):  # object stores check contents themselves; reading all back would be slow
-        return [size, None]
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            crc = zlib.crc32(chunk, crc)
-    return [size, crc]
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    if not folder.exists():
-        return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path

@@ -17,6 +17,7 @@ def keep_compiled_programs(workdir: StrPath) -> None:
     """Keeps them beside the results, unless the environment names a place or the disk is remote.
 
     The key is JAX's own: the program, its options, the device, and the versions of what compiles.
+    Of several processes JAX lets the first alone write, and all read.
     Past `MAX_CACHE_BYTES`, or what `JAX_COMPILATION_CACHE_MAX_SIZE` says, those that were not asked
     for the longest go first.
     """

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from robustjax.errors import UserError
+from robustjax.runtime.distributed import is_primary
 
 StrPath = str | os.PathLike[str]
 
@@ -30,7 +31,12 @@ def write_text(path: StrPath, text: str) -> None:
 
 
 def write_bytes(path: StrPath, data: bytes) -> None:
-    """Writes a file whole or not at all; see ``write_text``."""
+    """Writes a file whole or not at all; see ``write_text``.
+
+    Of several processes of a run only the primary one writes.
+    """
+    if not is_primary():
+        return
     if is_remote(path):
         epath.Path(path).write_bytes(data)
         return
@@ -111,9 +117,13 @@ def plain(value: Any) -> Any:
 def check_writable(folder: StrPath, name: str = "workdir") -> None:
     """Creates a folder and proves that files can be written there, before any compute is spent.
 
+    Of several processes of a run only the primary one tries.
+
     Raises:
         UserError: when they cannot.
     """
+    if not is_primary():
+        return
     path = epath.Path(folder)
     probe = path / f".write-test-{os.getpid()}"
     try:

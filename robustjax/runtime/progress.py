@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
+from robustjax.runtime.distributed import is_primary
+
 _TTY_INTERVAL_SECONDS = 0.2
 _LOG_INTERVAL_SECONDS = 10.0
 
@@ -114,7 +116,7 @@ class Progress:
         stream: where to print, stderr by default.
         min_interval: least seconds between two prints.
         patience: work that takes no more seconds than this shows nothing.
-        enabled: False prints nothing (processes other than the primary one).
+        enabled: False prints nothing; nor do other processes than the primary one.
         later: tells the seconds of this work's parts that are not begun, or None if nobody knows
             yet (`Forecast.seconds`). The line of the part that is being done then tells when all of
             them will be.
@@ -146,7 +148,7 @@ class Progress:
         default = _TTY_INTERVAL_SECONDS if self._is_tty else _LOG_INTERVAL_SECONDS
         self._min_interval = default if min_interval is None else min_interval
         self._patience = patience
-        self._enabled = enabled
+        self._enabled = enabled and is_primary()
         self._later = later
         self._clock = clock
         self._started = self._last_print = clock()

@@ -10,9 +10,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robustjax.errors import UserError
+from robustjax.runtime.distributed import is_primary
 from robustjax.runtime.event_file import EventFile
 from robustjax.runtime.files import (
     StrPath,
@@ -55,7 +56,8 @@ class MetricsLog:
 
     Each line reaches the operating system before `write` returns, so a killed process loses nothing
     it had logged. Never log wall-clock figures here. For watching, the numbers also go to
-    TensorBoard's event files in the folder `tensorboard/` beside it.
+    TensorBoard's event files in the folder `tensorboard/` beside it. Of several processes of a run
+    only the primary one writes.
 
     Args:
         path: the file, on a local disk (an object store cannot append).
@@ -72,12 +74,15 @@ class MetricsLog:
             raise UserError(
                 f"{os.fspath(path)}: an object store cannot append; put metrics on a local disk"
             )
-        kept = [line for line in _lines(path) if line["step"] < resume_at]
-        write_text(path, "".join(_dump(line) for line in kept))
+        self._file: TextIO | None = None
+        kept: list[dict[str, Any]] = []
+        if is_primary():
+            kept = [line for line in _lines(path) if line["step"] < resume_at]
+            write_text(path, "".join(_dump(line) for line in kept))
+            self._file = open(path, "a", encoding="utf-8", newline="\n")
+            self._events = EventFile(Path(path).parent / "tensorboard", max(resume_at, 0))
         self._last_line = kept[-1] if kept else {}
         self._last_step = self._last_line.get("step", -1)
-        self._file = open(path, "a", encoding="utf-8", newline="\n")
-        self._events = EventFile(Path(path).parent / "tensorboard", max(resume_at, 0))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Appends a line; steps never go back, and NaN becomes null."""
@@ -88,6 +93,8 @@ class MetricsLog:
         self._last_step = step
         values = plain(metrics)
         self._last_line = {"step": step} | values
+        if self._file is None:
+            return
         self._file.write(_dump(self._last_line))
         self._file.flush()
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
@@ -100,8 +107,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._events.close()
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
 
     def __enter__(self) -> "MetricsLog":
         return self

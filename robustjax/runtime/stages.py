@@ -2,7 +2,8 @@
 
 A stage owns a folder. `stage.json`, written first, says which configuration the folder belongs to;
 `DONE`, written last, says that the stage is finished. A folder of another configuration is never
-reused, finished or not.
+reused, finished or not. Of several processes of a run the primary one reads and writes both, and
+tells the others.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from robustjax.errors import UserError
+from robustjax.runtime import distributed
 from robustjax.runtime.files import StrPath, plain, read_json, write_json
 
 _MISSING = object()
@@ -45,6 +47,9 @@ class Stage:
         Raises:
             UserError: the folder belongs to another configuration.
         """
+        return distributed.from_primary(self._is_done, f"{self.folder}/DONE")
+
+    def _is_done(self) -> bool:
         self._check_owner("stage.json")
         return self._check_owner("DONE")
 
@@ -54,6 +59,9 @@ class Stage:
         Raises:
             UserError: the folder belongs to another configuration.
         """
+        distributed.from_primary(self._claim, f"{self.folder}/stage.json")
+
+    def _claim(self) -> None:
         if not self._check_owner("stage.json"):
             epath.Path(self.folder).mkdir(parents=True, exist_ok=True)
             write_json(

@@ -33,6 +33,7 @@ from robustjax.models.victim import Victim
 from robustjax.runtime import interrupts
 from robustjax.runtime.checkpoint import Checkpoints, check_kept
 from robustjax.runtime.progress import Forecast, Progress
+from robustjax.runtime.rows import anywhere
 from robustjax.runtime.runlog import MetricsLog, Stopwatch
 from robustjax.training import loop, rounds
 from robustjax.training.embedding import EmbeddingAttack
@@ -216,7 +217,7 @@ def train_adversarially(
                 progress.advance(note=f"accuracy {run.rounds[-1]['accuracy']:.3f}")
             if evaluate is not None:
                 training.evaluate(evaluate, number)
-            if interrupts.is_preempted():
+            if anywhere(interrupts.is_preempted())[0]:
                 interrupts.stop()
     watch.write(folder)
     summary = {
@@ -425,7 +426,7 @@ class _Training:
                 run.epoch, run.step = epoch + 1, 0
                 if epoch + 1 < epochs:
                     self._save(self._state)
-                    if interrupts.is_preempted():
+                    if anywhere(interrupts.is_preempted())[0]:
                         interrupts.stop()
 
     def _save(self, state: TrainState) -> None:

@@ -18,9 +18,10 @@ from robustjax.evaluation.evaluate import accuracy
 from robustjax.evaluation.perplexity import perplexity
 from robustjax.models.model_folder import save_model
 from robustjax.models.victim import Victim
-from robustjax.runtime import interrupts
+from robustjax.runtime import distributed, interrupts
 from robustjax.runtime.checkpoint import Checkpoints, check_kept
 from robustjax.runtime.progress import Progress
+from robustjax.runtime.rows import anywhere
 from robustjax.runtime.runlog import MetricsLog, Stopwatch, read_metrics
 from robustjax.training.loop import (
     LabelledRows,
@@ -167,15 +168,14 @@ def finetune(
             reached = quality.measure(trained, task.split("validation"))
             log.write(base + per_epoch, {"epoch": epoch + 1, quality.name: reached})
             save(epoch, per_epoch, state)
-            if interrupts.is_preempted():
+            if anywhere(interrupts.is_preempted())[0]:
                 interrupts.stop()
     trained = victim.with_params(state.params)
     save_model(folder / "model", trained)
-    qualities = [
-        line[quality.name]
-        for line in read_metrics(folder / "metrics.jsonl")
-        if quality.name in line
-    ]
+    logged = distributed.from_primary(
+        lambda: read_metrics(folder / "metrics.jsonl"), "the metrics of the training"
+    )
+    qualities = [line[quality.name] for line in logged if quality.name in line]
     summary = {
         "kind": quality.kind,
         "num_params": victim.num_params,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from robustjax.data.batching import (
     FILLER,
@@ -26,6 +26,7 @@ from robustjax.models.transformer import Definition
 from robustjax.models.victim import BUCKET_EDGES, Victim, check_lengths
 from robustjax.runtime import interrupts
 from robustjax.runtime.checkpoint import Checkpoints
+from robustjax.runtime.rows import Heard, Rows, fetch
 from robustjax.training.embedding import EmbeddingAttack
 from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import LearningRate, OptimizerConfig, make_optimizer
@@ -37,6 +38,7 @@ from robustjax.training.step import (
     init_state,
     make_train_step,
     put_batch,
+    rows_of,
 )
 
 OUTSIDE_RESULTS = ("checkpoint_every", "keep_checkpoints")
@@ -207,7 +209,7 @@ class Trainer:
         )
 
     def _labelled(self, batch: PaddedBatch) -> TrainBatch:
-        """The arrays of one batch, cut into microbatches."""
+        """The arrays of this process's rows of one batch, cut into microbatches."""
         config, is_real = self._config, batch.indices != FILLER
         label = np.where(is_real, self._labels[batch.indices], 0)
         arrays = [batch.ids, batch.mask, label, is_real.astype(np.float32)]
@@ -262,9 +264,9 @@ class Trainer:
                 return
             number, report = pending
             pending = None
-            indices, values = batches[number - 1].indices, np.asarray(report.losses).reshape(-1)
+            indices, report = batches[number - 1].indices, fetch(report)
+            values, norm = report.losses.reshape(-1), float(report.gradient_norm)
             real = indices != FILLER
-            norm = float(report.gradient_norm)
             is_loss_finite = np.isfinite(values[real]).all()
             if not (is_loss_finite and np.isfinite(norm)):
                 what = "gradient" if is_loss_finite else "loss"
@@ -280,15 +282,16 @@ class Trainer:
             spent = flops.training_flops(self._victim.num_params, tokens[number - 1])
             log(Stepped(number, loss, rate, norm, spent))
 
-        padded = padded_batches(self._data.rows, self._data.pad_id, batches)
-        interval = save_every or len(batches)
+        rows = rows_of(self._victim, self._config.microbatch_size)
+        padded = padded_batches(self._data.rows, self._data.pad_id, batches, self._places(rows))
+        interval, heard = save_every or len(batches), Heard()
         with contextlib.closing(read_ahead(padded, first)) as left:
             for number, batch in enumerate(left, start=first + 1):
-                arrays = put_batch(self._victim, self._labelled(batch))
+                arrays = put_batch(self._victim, self._labelled(batch), rows)
                 state, report = step(state, arrays, np.float32(learning_rate(number - 1)))
                 settle()
                 pending = (number, report)
-                is_last, is_preempted = number == len(batches), interrupts.is_preempted()
+                is_last, (is_preempted,) = number == len(batches), heard(interrupts.is_preempted())
                 if (number % interval == 0 or is_preempted) and not is_last:
                     settle()
                     save(number, state, losses)
@@ -296,6 +299,12 @@ class Trainer:
                         interrupts.stop()
         settle()
         return state, losses
+
+    def _places(self, rows: Rows) -> Int[np.ndarray, " R"]:
+        """Where own rows stand in a batch of several microbatches."""
+        size = self._config.microbatch_size
+        starts = np.arange(0, self._config.batch_size, size)
+        return (starts[:, None] + rows.mine).reshape(-1)
 
     def _num_tokens(self, batch: Batch) -> int:
         """Tokens that algorithmic FLOPs count."""

@@ -19,6 +19,7 @@ from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.evaluation.records import AttackRecord, read_records
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 from robustjax.training.embedding import EmbeddingAttack, free_rows
 from robustjax.training.loop import LabelledRows
 from robustjax.training.pool import RoundSample, choose_to_attack, round_rng
@@ -112,7 +113,8 @@ def attack_round(
     found, start = {}, 0
     for name, attack in attacks.items():
         path = records_path(folder, number, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if distributed.is_primary():
+            path.parent.mkdir(parents=True, exist_ok=True)
         found[name], _ = attack_examples(
             victim,
             [clean[i] for i in chosen[start : start + counts[name]]],
@@ -143,8 +145,16 @@ class Recorded(NamedTuple):
 
 def fingerprint_records(folder: Path, number: int, names: Sequence[str]) -> dict[str, Recorded]:
     """The size and the checksum of each attack's records of a round."""
-    contents = {name: records_path(folder, number, name).read_bytes() for name in names}
-    return {name: Recorded(len(data), zlib.crc32(data)) for name, data in contents.items()}
+
+    def read() -> dict[str, Recorded]:
+        return {name: _fingerprint(records_path(folder, number, name)) for name in names}
+
+    return distributed.from_primary(read, f"the records of round {number}")
+
+
+def _fingerprint(path: Path) -> Recorded:
+    data = path.read_bytes()
+    return Recorded(len(data), zlib.crc32(data))
 
 
 def read_round(
@@ -155,17 +165,19 @@ def read_round(
     Raises:
         UserError: a file of records is missing, or not the one that was trained on.
     """
-    for name, recorded in expected.items():
-        path = records_path(folder, number, name)
-        if not path.is_file() or fingerprint_records(folder, number, [name])[name] != tuple(
-            recorded
-        ):
-            what = "was changed" if path.is_file() else "is missing"
-            raise UserError(
-                f"{path} {what} since round {number} was trained on it; put it back, or start "
-                "afresh in another --workdir"
-            )
-    return {name: read_records(records_path(folder, number, name)) for name in expected}
+
+    def read() -> dict[str, list[AttackRecord]]:
+        for name, recorded in expected.items():
+            path = records_path(folder, number, name)
+            if not path.is_file() or _fingerprint(path) != tuple(recorded):
+                what = "was changed" if path.is_file() else "is missing"
+                raise UserError(
+                    f"{path} {what} since round {number} was trained on it; put it back, or start "
+                    "afresh in another --workdir"
+                )
+        return {name: read_records(records_path(folder, number, name)) for name in expected}
+
+    return distributed.from_primary(read, f"the records of round {number}")
 
 
 def into_pool(found: Mapping[str, list[AttackRecord]]) -> list[AttackRecord]:

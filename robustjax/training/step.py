@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
 from robustjax.models.transformer import Definition, Params
 from robustjax.models.victim import Victim
-from robustjax.runtime.mesh import named_sharding, replicated
+from robustjax.runtime.mesh import replicated
+from robustjax.runtime.rows import Rows
 from robustjax.training.embedding import EmbeddingAttack, worst_shift
 from robustjax.training.objective import OBJECTIVES
 from robustjax.training.optimizer import state_shardings
@@ -110,7 +112,11 @@ def _train_step(
 ) -> TrainStep:
     shardings = jax.tree.unflatten(structure, layout)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    assert isinstance(layout[0], NamedSharding)
+    # Every process reads the report, so every device has all of it.
+    whole = NamedSharding(layout[0].mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))
     def step(
         state: TrainState, batch: TrainBatch, learning_rate: Float[Array, ""]
     ) -> tuple[TrainState, StepReport]:
@@ -165,11 +171,18 @@ def accumulate_gradients(
     return jax.lax.scan(one, zeros, batch)
 
 
-def put_batch(victim: Victim, batch: TrainBatch) -> TrainBatch:
-    """Places a host batch on the mesh, rows split over the batch axes."""
+def rows_of(victim: Victim, microbatch_size: int) -> Rows:
+    """The rows of a microbatch, split over the batch axes, and which are this process's own."""
+    return Rows(victim.mesh, victim.rules, microbatch_size, "batch")
 
-    def put(x: Any) -> Array:
-        axes = (None, "batch") + (None,) * (x.ndim - 2)
-        return jax.device_put(x, named_sharding(victim.mesh, victim.rules, axes, x.shape))
 
-    return jax.tree.map(put, batch)
+def put_batch(victim: Victim, batch: TrainBatch, rows: Rows | None = None) -> TrainBatch:
+    """Places a host batch on the mesh, rows split over the batch axes.
+
+    Args:
+        victim: whose mesh it is.
+        batch: a process's own rows of each microbatch.
+        rows: of a microbatch; by default all are the process's own.
+    """
+    rows = rows_of(victim, batch.label.shape[1]) if rows is None else rows
+    return rows.put(batch, axis=1)

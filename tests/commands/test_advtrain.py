@@ -168,7 +168,7 @@ def test_a_full_disk_loses_nothing(run, hardened, trained, tmp_path, monkeypatch
     """While it saves the end of round 1, the attack of round 2, or a step."""
     full = OSError(errno.ENOSPC, "No space left on device")
     place, name, count = {
-        "arrays": (checkpoint, "_fingerprints", 4),  # two of models, two of checkpoints
+        "arrays": (checkpoint, "fingerprints", 4),  # two of models, two of checkpoints
         "records": (records, "append_records", 3),
         "metrics": (MetricsLog, "write", 2),
     }[owner]

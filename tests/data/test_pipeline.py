@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from robustjax.data.batching import FILLER, length_bucketed_batches, pad_rows
-from robustjax.data.pipeline import Shard, padded_batches, read_ahead
+from robustjax.data.pipeline import padded_batches, read_ahead
 
 ROOT = Path(__file__).parents[2]
 EDGES, BATCH, PAD = (8, 16, 32), 8, 99
@@ -28,7 +26,8 @@ def elements(iterator):
 
 
 def epoch_of(count, index=0, first=0, epoch=0):
-    return read_ahead(padded_batches(ROWS, PAD, plan(epoch), Shard(index, count)), first)
+    mine = np.arange(BATCH).reshape(count, -1)[index]
+    return read_ahead(padded_batches(ROWS, PAD, plan(epoch), mine), first)
 
 
 def test_a_batch_is_padded_to_its_bucket_and_no_further():
@@ -93,19 +92,13 @@ def test_epochs_and_seeds_differ_and_are_replayed():
     assert elements(other) != first
 
 
-@settings(max_examples=50)
-@given(count=st.integers(1, 8), index=st.integers(0, 8), batch_size=st.integers(1, 16))
-def test_parts_of_a_batch(count, index, batch_size):
-    shard = Shard(index, count)
-    if index >= count:
-        with pytest.raises(ValueError, match=f"shard {index} of {count} does not exist"):
-            shard.rows_of(batch_size)
-    elif batch_size % count:
-        with pytest.raises(ValueError, match=f"{batch_size} is not a multiple of {count} proc"):
-            shard.rows_of(batch_size)
-    else:
-        rows = range(batch_size)[shard.rows_of(batch_size)]
-        assert len(rows) * count == batch_size and rows.start == index * len(rows)
+def test_rows_need_not_stand_side_by_side():
+    """A process has some rows of each of a batch's microbatches."""
+    mine = np.array([0, 1, 4, 5])
+    whole, some = epoch_of(1), read_ahead(padded_batches(ROWS, PAD, plan(), mine))
+    for batch, part in zip(whole, some, strict=True):
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(part, name), getattr(batch, name)[mine])
 
 
 PROCESS = """

@@ -256,13 +256,13 @@ def test_arrays_that_differ_from_like_are_named(tmp_path, like, message):
 def slow_disk(monkeypatch):
     """Writing the last file waits for this event."""
     go = threading.Event()
-    fingerprints = checkpoint_module._fingerprints
+    fingerprints = checkpoint_module.fingerprints
 
-    def slow(folder):
+    def slow(*files):
         assert go.wait(60)
-        return fingerprints(folder)
+        return fingerprints(*files)
 
-    monkeypatch.setattr(checkpoint_module, "_fingerprints", slow)
+    monkeypatch.setattr(checkpoint_module, "fingerprints", slow)
     yield go
     go.set()
 
@@ -410,7 +410,7 @@ def test_a_torn_save_of_a_model_is_not_a_mix_of_two(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustjax.runtime.checkpoint._fingerprints", killed)
+    monkeypatch.setattr("robustjax.runtime.checkpoint.fingerprints", killed)
     with pytest.raises(KeyboardInterrupt):
         save_params(tmp_path, {"w": np.ones(3)}, {})
     with pytest.raises(UserError, match="not saved to the end"):
