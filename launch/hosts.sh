@@ -224,7 +224,7 @@ run() {
 
 # Asks every host how the job is: fills STATES, one word or two for each.
 ask() {
-  local host scratch
+  local host scratch status
   local -a pids=()
   STATES=()
   scratch=$(mktemp -d)
@@ -233,11 +233,13 @@ ask() {
     pids+=($!)
   done
   for host in "${!pids[@]}"; do
-    if wait "${pids[host]}"; then
-      STATES[host]=$(tail -n 1 "$scratch/$host")
-    else
-      STATES[host]=unreachable
-    fi
+    status=0
+    wait "${pids[host]}" || status=$?
+    case $status in
+      0) STATES[host]=$(tail -n 1 "$scratch/$host") ;;
+      127) STATES[host]=none ;; # nothing was set up there yet
+      *) STATES[host]=unreachable ;;
+    esac
   done
   rm -rf "$scratch"
 }

@@ -22,7 +22,8 @@ Flags, or variables of the same name in capitals (--tpu-name=X is TPU_NAME=X):
   --tpu-type         such as v5litepod-8 or v4-32; for create
   --capacity         on-demand (default), spot, reserved; --spot and --reserved for short
   --runtime-version  image of the workers; the one for the type by default
-  --valid-until      how long create may wait in the queue, such as 6h
+  --valid-until      how long the request may wait in the queue, such as 6h
+  --wait=0           create does not wait until the slice is there
   --network --subnetwork --service-account --labels    as gcloud takes them
   --internal-ip=1    workers have no external address: reach them from inside the network
   --job              name of the job (default: job); several may follow another on one slice
@@ -43,6 +44,7 @@ TPU_TYPE=${TPU_TYPE:-}
 CAPACITY=${CAPACITY:-on-demand}
 RUNTIME_VERSION=${RUNTIME_VERSION:-}
 VALID_UNTIL=${VALID_UNTIL:-}
+WAIT=${WAIT:-1}
 NETWORK=${NETWORK:-}
 SUBNETWORK=${SUBNETWORK:-}
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-}
@@ -142,7 +144,7 @@ create() {
       return 1
     }
   fi
-  is_dry || await
+  is_dry || [ "$WAIT" = 0 ] || await
 }
 
 # Waits until the slice is there, or never will be.
@@ -206,8 +208,8 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   esac
   shift
 done
-parse_flags PROJECT ZONE TPU_NAME TPU_TYPE CAPACITY RUNTIME_VERSION VALID_UNTIL NETWORK SUBNETWORK \
-  SERVICE_ACCOUNT LABELS INTERNAL_IP JOB COMMIT LOGS WORKERS -- ${flags[@]+"${flags[@]}"} "$@"
+parse_flags PROJECT ZONE TPU_NAME TPU_TYPE CAPACITY RUNTIME_VERSION VALID_UNTIL WAIT NETWORK \
+  SUBNETWORK SERVICE_ACCOUNT LABELS INTERNAL_IP JOB COMMIT LOGS WORKERS -- ${flags[@]+"${flags[@]}"} "$@"
 need PROJECT "the Google Cloud project that is billed"
 need ZONE "the zone of the slice, such as us-central2-b"
 need TPU_NAME "a name for the slice"

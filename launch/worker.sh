@@ -64,14 +64,16 @@ state() {
 start() {
   local job=$1 folder=$ROOT/jobs/$1
   shift
+  mkdir -p "$folder"
+  exec 9>"$folder/lock" # one start at a time
+  flock 9
   if [ "$(state "$job")" = running ]; then
     say "job $job is running already: stop it first, or give --job=ANOTHER"
     return $RUNNING_ALREADY
   fi
-  mkdir -p "$folder"
   rm -f "$folder/exit_status" "$folder/pid"
   printf '%q ' "$@" >"$folder/command"
-  setsid nohup bash "${BASH_SOURCE[0]}" work "$folder" "$@" </dev/null >>"$folder/log.txt" 2>&1 &
+  setsid nohup bash "${BASH_SOURCE[0]}" work "$folder" "$@" </dev/null >>"$folder/log.txt" 2>&1 9>&- &
   for _ in {1..100}; do
     [ ! -f "$folder/pid" ] || return 0
     sleep 0.1

@@ -7,6 +7,7 @@ Put on PATH by conftest.py. `$FAKE_GCLOUD` is the folder:
     faults.json     what is to go wrong, see `Cloud.fail`
     slices.json     name -> state, workers
     hosts/NAME/N/   the home of a worker, in which commands really run
+    buckets/        what is behind gs://
 
 A command on a worker runs as `ssh` would run it: by a shell of its own, with nothing of the
 caller's environment.
@@ -55,6 +56,7 @@ DOCUMENTED = {
     ("tpu-vm", "ssh"): {*CONNECTION, "--ssh-flag", "--command", "--output-directory"},
     ("tpu-vm", "scp"): {*CONNECTION, "--compress", "--recurse", "--scp-flag"},
 }
+STORAGE_LS = {"--long", "--recursive", "--json", "--etag", "--readable-sizes", "--all-versions"}
 WITHOUT_VALUE = {
     *("--quiet", "--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--async"),
     *("--guaranteed", "--internal-ips", "--reserved", "--shielded-secure-boot", "--spot"),
@@ -75,12 +77,12 @@ class Cloud:
 
     # What tests say and ask.
 
-    def fail(self, *words: str, status: int = 1, says: str = "", times: int = -1, delay: float = 0):
+    def fail(self, *words: str, status: int = 1, says: str = "", times: int = -1, meets: int = 0):
         """Calls with these words in them fail, the next `times` times or always.
 
-        Status 0 only delays them. Says `says` on stderr.
+        Says `says` on stderr. With status 0 they go on once `meets` of them have begun.
         """
-        fault = {"words": words, "status": status, "says": says, "times": times, "delay": delay}
+        fault = {"words": words, "status": status, "says": says, "times": times, "meets": meets}
         with self._locked():
             self._write("faults.json", [*self._read("faults.json", []), fault])
 
@@ -119,6 +121,10 @@ class Cloud:
         """The home of a worker."""
         return self.root / "hosts" / name / str(worker)
 
+    def bucket(self, address: str) -> Path:
+        """What is behind an address."""
+        return self.root / "buckets" / address.removeprefix("gs://")
+
     def states(self) -> dict[str, str]:
         """The state of every slice."""
         return {name: one["states"][0] for name, one in self._read("slices.json", {}).items()}
@@ -130,11 +136,12 @@ class Cloud:
             self._append("calls.jsonl", arguments)
             fault = self._fault(arguments)
         if fault:
-            time.sleep(fault["delay"])
             if fault["says"]:
                 print(fault["says"], file=sys.stderr)
-            if fault["status"]:
-                return fault["status"]
+            if fault["status"] or not self._meet(fault):
+                return fault["status"] or 124
+        if arguments[:2] == ["storage", "ls"]:
+            return self._list(arguments[2:])
         try:
             group, verb, names, flags = parse(arguments)
         except RefusedError as error:
@@ -183,6 +190,23 @@ class Cloud:
             "value(networkEndpoints.len())": one["workers"],
         }
         print(values[wanted])
+
+    def _list(self, arguments: list[str]) -> int:
+        *flags, address = arguments
+        if not set(flags) <= STORAGE_LS or not address.startswith("gs://"):
+            self._append("refused.jsonl", arguments)
+            return 2
+        top = self.bucket(address)
+        paths = sorted(top.rglob("*")) if top.is_dir() else [top] if top.exists() else []
+        for path in filter(Path.is_file, paths):
+            stat = path.stat()
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(stat.st_mtime))
+            name = "" if path == top else f"/{path.relative_to(top)}"
+            print(f"{stat.st_size:10}  {when}  {address}{name}")
+        if not paths:
+            print("ERROR: (gcloud.storage.ls) One or more URLs matched no objects", file=sys.stderr)
+        print(f"TOTAL: {len(paths)} objects")
+        return 0 if paths else 1
 
     def _ssh(self, names: list[str], flags: dict[str, str]) -> int:
         home = self._reached(names[0], flags)
@@ -244,6 +268,15 @@ class Cloud:
                 self._write("faults.json", faults)
                 return fault
         return None
+
+    def _meet(self, fault: dict) -> bool:
+        """Waits until so many calls have begun; False if they do not come."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            if len(self.calls(*fault["words"])) >= fault["meets"]:
+                return True
+            time.sleep(0.05)
+        return False
 
     @contextlib.contextmanager
     def _locked(self):

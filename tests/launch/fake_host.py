@@ -50,6 +50,12 @@ def robustjax(home: Path, arguments: list[str]) -> int:
     job = (json.loads(told.read_text()) if told.exists() else {}).get(f"worker_{home.name}", {})
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
     print("robustjax begins", flush=True)
+    workdir = arguments[-1].partition("--workdir=gs://")[2]
+    if workdir and job.get("writes"):
+        folder = cloud / "buckets" / workdir
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "attack_records.jsonl", "a") as file:
+            file.write("a record\n")
     time.sleep(job.get("seconds", 0))
     print("robustjax ends", flush=True)
     return job.get("status", 0)
