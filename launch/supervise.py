@@ -17,6 +17,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -277,6 +278,12 @@ class Supervisor:
         self._said = line
 
 
+def hear_signals() -> None:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, also where they were ignored at the start."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
 def _show(launcher: Launcher, command: Sequence[str]) -> int:
     """What would be done for a job that nothing happens to; nothing is."""
     steps = (["create", "--wait=0"], ["setup"], ["run", "--", *command])
@@ -324,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{wrong[0]!r} is no flag; what robustjax shall do comes after --")
     if not command:
         parser.error("what shall robustjax do? It comes after --")
+    hear_signals()
     if os.environ.get("DRY_RUN") == "1":
         return _show(Launcher(known.on, [f"--job={known.job}", *flags]), command)
     file = StateFile(known.state or ROOT / "runs" / "launch" / f"{known.job}.json")

@@ -28,8 +28,8 @@ from launch import xpk
 from launch.chip_hours import Cost, Table, read_table
 from launch.jobs import Job, jobs_of
 from launch.launcher import KINDS, ROOT
-from launch.progress import is_done
-from launch.supervise import State, read_state
+from launch.progress import is_done, workdir_of
+from launch.supervise import State, hear_signals, read_state
 
 POLL_SECONDS = 0.2
 
@@ -61,9 +61,9 @@ class Sweep:
         state = read_state(self.file(job))
         if state is None:
             return "done" if "://" not in job.workdir and is_done(job.workdir) else "waiting"
-        if list(job.command) != state.command:
+        if workdir_of(state.command) != job.workdir:
             raise SystemExit(
-                f"sweep: {self.file(job)} is of another command; delete it, or give other --states"
+                f"sweep: {self.file(job)} is of another workdir; delete it, or give other --states"
             )
         if state.outcome == "submitted" and is_done(job.workdir):
             return "done"
@@ -88,6 +88,7 @@ class Sweep:
 
 def run(sweep: Sweep, parallel: int) -> int:
     """Does what is not done; returns 0 if all is in the end."""
+    hear_signals()
     sweep.folder.mkdir(parents=True, exist_ok=True)
     waiting = list(sweep.jobs)
     running: dict[str, tuple[Job, subprocess.Popen | None]] = {}

@@ -211,7 +211,7 @@ done
 parse_flags PROJECT ZONE TPU_NAME TPU_TYPE CAPACITY RUNTIME_VERSION VALID_UNTIL WAIT NETWORK \
   SUBNETWORK SERVICE_ACCOUNT LABELS INTERNAL_IP JOB COMMIT LOGS WORKERS -- ${flags[@]+"${flags[@]}"} "$@"
 need PROJECT "the Google Cloud project that is billed"
-need ZONE "the zone of the slice, such as us-central2-b"
+need ZONE "the zone of the slice (gcloud compute tpus locations list)"
 need TPU_NAME "a name for the slice"
 [[ $TPU_NAME =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
   die "TPU_NAME=$(quoted "$TPU_NAME"): small letters, digits and -, from a letter on, at most 63"

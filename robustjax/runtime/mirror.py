@@ -413,7 +413,7 @@ def _telling(address: StrPath, folder: Path) -> Iterator[None]:
         if "gcsfs" not in str(error):
             raise
         raise UserError(
-            f"{os.fspath(address)}: Google Cloud Storage needs gcsfs: pip install 'robustjax[tpu]'"
+            f"{os.fspath(address)}: Google Cloud Storage needs gcsfs: pip install 'robustjax[gcs]'"
         ) from error
 
 

@@ -56,6 +56,15 @@ DOCUMENTED = {
     ("tpu-vm", "ssh"): {*CONNECTION, "--ssh-flag", "--command", "--output-directory"},
     ("tpu-vm", "scp"): {*CONNECTION, "--compress", "--recurse", "--scp-flag"},
 }
+# The same of commands that only the README gives.
+OTHERS = {
+    ("auth", "login"): set(),
+    ("services", "enable"): {"--async"},
+    ("storage", "buckets", "create"): {"--location", "--uniform-bucket-level-access"},
+    ("storage", "rsync"): {"--recursive", "--dry-run", "--exclude"},
+    ("storage", "rm"): {"--recursive"},
+    ("compute", "tpus", "queued-resources", "list"): {"--zone", "--filter", "--limit"},
+}
 STORAGE_LS = {"--long", "--recursive", "--json", "--etag", "--readable-sizes", "--all-versions"}
 WITHOUT_VALUE = {
     *("--quiet", "--dry-run", "--force-key-file-overwrite", "--internal-ip", "--plain", "--async"),
@@ -142,6 +151,12 @@ class Cloud:
                 return fault["status"] or 124
         if arguments[:2] == ["storage", "ls"]:
             return self._list(arguments[2:])
+        for words, flags in OTHERS.items():
+            if tuple(arguments[: len(words)]) == words:
+                given = {one.split("=")[0] for one in arguments if one.startswith("--")}
+                if not given <= flags | WIDE:
+                    self._append("refused.jsonl", arguments)
+                return 0
         try:
             group, verb, names, flags = parse(arguments)
         except RefusedError as error:

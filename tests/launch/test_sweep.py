@@ -249,13 +249,13 @@ def test_a_sweep_that_is_killed_goes_on(sweep, tmp_path):
     assert "3 done" in err and runs(tmp_path) == [2, 2, 1]
 
 
-def test_a_state_of_another_command_is_refused(sweep, tmp_path):
+def test_a_state_of_another_workdir_is_refused(sweep, tmp_path):
     ended(sweep("run", "--only=seed=0"))
     path = tmp_path / "states" / "seed0.json"
     state = json.loads(path.read_text())
     path.write_text(json.dumps(state | {"command": ["attack", "--workdir=elsewhere"]}))
     _, err = ended(sweep("status"), 1)
-    assert "is of another command" in err
+    assert "is of another workdir" in err
 
 
 @pytest.mark.slow
