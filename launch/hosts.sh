@@ -236,7 +236,7 @@ ask() {
     status=0
     wait "${pids[host]}" || status=$?
     case $status in
-      0) STATES[host]=$(tail -n 1 "$scratch/$host") ;;
+      0) STATES[host]=$(tail -n 1 "$scratch/$host" | grep . || echo unreachable) ;;
       127) STATES[host]=none ;; # nothing was set up there yet
       *) STATES[host]=unreachable ;;
     esac
@@ -259,7 +259,7 @@ summary() {
     echo "failed $status" # the others wait for it, or will end
   elif [ -n "${seen[lost]:-}" ]; then
     echo lost
-  elif [ -n "${seen[unreachable]:-}" ]; then
+  elif [ -n "${seen[unreachable]:-}" ] || [ $# = 0 ]; then
     echo unreachable
   elif [ -n "${seen[none]:-}" ]; then
     if [ ${#seen[@]} = 1 ]; then echo none; else echo lost; fi

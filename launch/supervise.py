@@ -176,7 +176,7 @@ class Supervisor:
         self._say(f"slice {look.slice}" + (f", job {look.job}" if look.job else ""))
         if look.job != "unreachable":
             self._unreachable = 0
-        if look.slice in WAITING or look.job == "running":
+        if look.slice in WAITING or look.job == "running" or look == Look("ACTIVE"):
             self._rest(self._patience.poll)
         elif look.slice == "ABSENT":
             if self._launcher.do("create", "--wait=0"):

@@ -145,8 +145,9 @@ def brought(path: StrPath) -> Path:
 
 def as_given(path: StrPath, address: StrPath, folder: Path) -> str:
     """The path of a result as the user gave the workdir: in the bucket, not in the copy."""
-    relative = os.path.relpath(path, folder)
-    return f"{os.fspath(address).rstrip('/')}/{relative}" if is_remote(address) else str(path)
+    if not is_remote(address):
+        return str(path)
+    return str(epath.Path(address) / os.path.relpath(path, folder))
 
 
 class Mirror:

@@ -86,12 +86,22 @@ class Cloud:
 
     # What tests say and ask.
 
-    def fail(self, *words: str, status: int = 1, says: str = "", times: int = -1, meets: int = 0):
+    def fail(
+        self,
+        *words: str,
+        status: int = 1,
+        says: str = "",
+        prints: str | None = None,
+        times: int = -1,
+        meets: int = 0,
+    ):
         """Calls with these words in them fail, the next `times` times or always.
 
-        Says `says` on stderr. With status 0 they go on once `meets` of them have begun.
+        They say `says` on stderr. What prints something prints that, and nothing else is done. With
+        status 0 they go on once `meets` of them have begun.
         """
         fault = {"words": words, "status": status, "says": says, "times": times, "meets": meets}
+        fault["prints"] = prints
         with self._locked():
             self._write("faults.json", [*self._read("faults.json", []), fault])
 
@@ -147,6 +157,9 @@ class Cloud:
         if fault:
             if fault["says"]:
                 print(fault["says"], file=sys.stderr)
+            if fault["prints"] is not None:
+                print(fault["prints"])
+                return 0
             if fault["status"] or not self._meet(fault):
                 return fault["status"] or 124
         if arguments[:2] == ["storage", "ls"]:

@@ -186,6 +186,24 @@ def test_gcloud_that_does_not_answer_is_waited_for(supervise, cloud):
 
 
 @pytest.mark.slow
+def test_partial_answers_end_nothing(supervise, cloud):
+    """Of gcloud: no state, no number of workers; of a worker: nothing."""
+    cloud.will_be("ACTIVE", workers=2)
+    cloud.behave(worker_0={"seconds": 60}, worker_1={"seconds": 60})
+    process = supervise()
+    wait_for(lambda: starts(cloud) == 2)
+    for words in (("--format=value(state.state)",), ("--format=value(networkEndpoints.len())",)):
+        cloud.fail(*words, prints="", times=3)
+    wait_for(lambda: '"times": 0' in (cloud.root / "faults.json").read_text())
+    cloud.fail("ssh", "--worker=1", prints="", times=2)
+    wait_for(lambda: (cloud.root / "faults.json").read_text().count('"times": 0') == 3)
+    process.send_signal(signal.SIGINT)
+    err = ended(process, 130)
+    assert starts(cloud) == 2 and cloud.states() == {"a-slice": "ACTIVE"}
+    assert "slice UNKNOWN" in err
+
+
+@pytest.mark.slow
 def test_a_slice_that_cannot_be_deleted_is_shouted(supervise, cloud):
     cloud.fail("delete", says="Internal error")
     err = ended(supervise("--backoff=0.001"), 1)
@@ -287,6 +305,13 @@ def test_workers_that_stay_away_cost_the_slice(scripted):
     away = Look("ACTIVE", "unreachable")
     supervisor, script = scripted(RUNNING, away, away, away, ABSENT, NONE, DONE, ABSENT)
     assert supervisor.run() == 0 and script.done == ["delete", "create", "setup", "run"]
+
+
+@pytest.mark.parametrize("partial", [Look("ACTIVE"), Look("UNKNOWN"), Look("PROVISIONING")])
+def test_answers_that_say_nothing_are_waited_out(scripted, partial):
+    supervisor, script = scripted(RUNNING, partial, partial, DONE, ABSENT)
+    assert supervisor.run() == 0
+    assert script.done == [] and supervisor._state.failures == 0
 
 
 def test_a_deadline_stops_the_job_and_gives_the_slice_back(scripted):

@@ -142,6 +142,8 @@ def test_a_host_that_fails_is_what_the_job_ends_with(tpu, cloud, ready):
         ("running,none", "lost"),
         ("none,none", "none"),
         ("exited 0,running", "running"),
+        ("unreachable,exited 0", "unreachable"),
+        ("", "unreachable"),
     ],
 )
 def test_states_of_workers_are_combined(states, said):

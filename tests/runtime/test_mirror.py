@@ -7,9 +7,11 @@ import threading
 import pytest
 from etils import epath
 
+from robustjax.cli import main
 from robustjax.errors import UserError
 from robustjax.runtime import mirror
 from robustjax.runtime.mirror import Mirror, as_given, brought, workdir
+from tests.analysis.conftest import Plan, write_study
 from tests.runtime.fake_bucket import FakeBucket, install
 
 ADDRESS = "gs://bucket/runs/one"
@@ -282,13 +284,27 @@ def test_a_local_workdir_is_its_own_folder(tmp_path):
     assert (
         as_given(place / "report" / "index.html", ADDRESS, place) == f"{ADDRESS}/report/index.html"
     )
-    assert as_given(place, ADDRESS, place) in (ADDRESS, f"{ADDRESS}/.")
+    assert as_given(place, f"{ADDRESS}/", place) == ADDRESS
 
 
 def test_errors_name_what_was_given():
     with pytest.raises(UserError, match=f"workdir of another config; delete {ADDRESS}/x"):
         with workdir(ADDRESS) as folder:
             raise UserError(f"workdir of another config; delete {folder}/x")
+
+
+def test_a_report_is_read_from_a_bucket_and_written_to_it(tmp_path, bucket, capsys):
+    plan = Plan(sizes={"nano-28k": 28_320}, num_rounds=1, num_examples=4)
+    with workdir(ADDRESS) as folder:
+        write_study(folder, plan)
+    assert main(["report", ADDRESS, "--out=gs://bucket/report"]) == 0
+    assert capsys.readouterr().out == "gs://bucket/report/index.html\n"
+    write_study(tmp_path / "one", plan)
+    assert main(["report", str(tmp_path / "one"), f"--out={tmp_path / 'report'}"]) == 0
+    here, there = tmp_path / "report", bucket / "report"
+    names = {path.name for path in here.iterdir()}
+    assert {path.name for path in there.iterdir()} == names | {"_mirror"}
+    assert all((here / name).read_bytes() == (there / name).read_bytes() for name in names)
 
 
 def test_a_note_is_what_a_person_can_read(bucket):
