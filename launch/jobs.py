@@ -11,6 +11,9 @@ import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from launch.job_work import JobWork, work_of
 
 COMMANDS = ("study", "finetune", "advtrain", "attack")
 
@@ -24,16 +27,24 @@ class Job:
         axes: what it is: the arguments of its config.
         workdir: local or `gs://`.
         command: what stands behind `robustjax`.
+        work: what it has to do, as far as its config tells.
     """
 
     name: str
     axes: dict[str, str]
     workdir: str
     command: tuple[str, ...]
+    work: JobWork | None = None
 
 
 def jobs_of(
-    config: str, workdir: str, command: str = "", flags: Sequence[str] = (), only: str = ""
+    config: str,
+    workdir: str,
+    command: str = "",
+    flags: Sequence[str] = (),
+    only: str = "",
+    *,
+    with_work: bool = False,
 ) -> list[Job]:
     """The jobs of a config's sweep.
 
@@ -44,6 +55,7 @@ def jobs_of(
         command: of robustjax; by default what the file is named after.
         flags: for every job.
         only: axes as `point=pythia-14m+pythia-31m,task=imdb`; jobs with others are left out.
+        with_work: counts what each has to do, for which its config is built.
 
     Raises:
         SystemExit: the config has no sweep, nothing is left, or two jobs have one name or workdir.
@@ -53,7 +65,10 @@ def jobs_of(
         raise SystemExit(f"sweep: --command={command}: one of {', '.join(COMMANDS)}")
     wanted = {name: values.split("+") for name, values in _axes(only).items()}
     found = []
-    arguments = _arguments(config)
+    module = _load(config)
+    arguments = list(module.sweep())
+    if not arguments:
+        raise SystemExit(f"sweep: the sweep() of {config} is empty")
     same = set.intersection(*(set(_axes(argument).items()) for argument in arguments))
     for argument in arguments:
         axes = _axes(argument)
@@ -63,7 +78,8 @@ def jobs_of(
             name = job_name({axis: axes[axis] for axis in axes if (axis, axes[axis]) not in same})
             place = _place(workdir, axes | {"name": name})
             words = (f"--config={config}:{argument}", *flags, f"--workdir={place}")
-            found.append(Job(name, axes, place, (command, *words)))
+            work = work_of(command, module.get_config(argument).to_dict()) if with_work else None
+            found.append(Job(name, axes, place, (command, *words), work))
     if not found:
         raise SystemExit(f"sweep: no job of {config} is left")
     _check_apart(found)
@@ -82,7 +98,7 @@ def _axes(argument: str) -> dict[str, str]:
     return {name: value or "True" for name, _, value in pairs}
 
 
-def _arguments(config: str) -> list[str]:
+def _load(config: str) -> Any:
     path = Path(config)
     if not path.is_file():
         raise SystemExit(f"sweep: --config={config}: no such file")
@@ -94,10 +110,7 @@ def _arguments(config: str) -> list[str]:
     spec.loader.exec_module(module)
     if not hasattr(module, "sweep"):
         raise SystemExit(f"sweep: {config} has no sweep()")
-    arguments = list(module.sweep())
-    if not arguments:
-        raise SystemExit(f"sweep: the sweep() of {config} is empty")
-    return arguments
+    return module
 
 
 def _place(workdir: str, values: dict[str, str]) -> str:

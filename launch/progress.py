@@ -89,12 +89,16 @@ def _local(folder: Path) -> Iterator[tuple[str, int, str]]:
 
 def _remote(folder: str) -> Iterator[tuple[str, int, str]]:
     """Lines of gcloud: size, time of the last change, address."""
-    listed = subprocess.run(
-        ["gcloud", "storage", "ls", "--long", "--recursive", folder],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a folder that is not there yet is no error
-        text=True,
-    )
+    try:
+        listed = subprocess.run(
+            ["gcloud", "storage", "ls", "--long", "--recursive", folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a folder that is not there yet is no error
+            text=True,
+        )
+    except FileNotFoundError:  # no gcloud: GPU hosts do without
+        return
     for line in listed.stdout.splitlines():
-        if match := _LINE.fullmatch(line):
+        match = _LINE.fullmatch(line)
+        if match and "/_mirror/" not in match[3]:  # what a mirror puts down for a moment
             yield match[3].rsplit("/", 1)[1], int(match[1]), match[2]

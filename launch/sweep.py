@@ -1,7 +1,7 @@
 r"""Many jobs, from the `sweep()` of a config: `python -m launch.sweep print|run|status [flags]`.
 
     python -m launch.sweep print --config=configs/study.py --workdir=gs://BUCKET/study \
-        --plans=plans.json
+        --plans=benchmarks/results/plans.json
 
     print     the jobs, how they are, and what they cost
     run       does what is not done, `--parallel` at a time; the same command goes on
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import xpk
-from launch.chip_hours import Cost, Table, read_table
+from launch.chip_hours import Cost, Plans, read_plans
 from launch.jobs import Job, jobs_of
 from launch.launcher import KINDS, ROOT
 from launch.progress import is_done, workdir_of
@@ -49,7 +49,7 @@ class Sweep:
     jobs: list[Job]
     folder: Path
     on: str
-    costs: Table
+    costs: Plans
     flags: list[str]
 
     def file(self, job: Job) -> Path:
@@ -71,7 +71,7 @@ class Sweep:
 
     def command(self, job: Job) -> list[str]:
         """The command that looks after a job, or submits it."""
-        cost = self.costs.cost(job.axes)
+        cost = self.costs.cost(job.work)
         flags = list(self.flags)
         if cost and not any(flag.startswith("--tpu-type=") for flag in flags):
             flags += [f"--tpu-type={cost.tpu_type}"] if self.on in ("tpu", "xpk") else []
@@ -165,7 +165,7 @@ def _is_held(path: Path) -> bool:
 
 def table(sweep: Sweep) -> str:
     """All jobs, with what they cost and how they are, and the total."""
-    costs = [sweep.costs.cost(job.axes) for job in sweep.jobs]
+    costs = [sweep.costs.cost(job.work) for job in sweep.jobs]
     words = [sweep.word(job) for job in sweep.jobs]
     rows = [("job", "slice", "chips", "chip-hours", "state", "workdir")]
     for job, cost, word in zip(sweep.jobs, costs, words, strict=True):
@@ -233,19 +233,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", default="", help="such as point=pythia-14m+pythia-31m,task=imdb")
     add("--on", choices=(*KINDS, "xpk"), default="local", help="what runs the jobs")
     add("--parallel", type=int, default=1, help="jobs at a time")
-    add("--plans", type=Path, help="a table of chip-hours, see launch/chip_hours.py")
+    add("--plans", type=Path, help="what models cost, benchmarks/results/plans.json")
     add("--states", type=Path, help="folder of states and logs (runs/launch/sweep-CONFIG)")
     known, flags = parser.parse_known_args(given[:cut])
     if known.parallel < 1:
         parser.error(f"--parallel={known.parallel} must be at least 1")
     if wrong := [flag for flag in flags if not flag.startswith("--")]:
         parser.error(f"{wrong[0]!r} is no flag")
-    jobs = jobs_of(known.config, known.workdir, known.command, given[cut + 1 :], known.only)
+    if known.on == "gpu" and known.parallel > 1:
+        parser.error("--parallel: all jobs would run on the same hosts; give --hosts to each sweep")
+    jobs = jobs_of(
+        known.config,
+        known.workdir,
+        known.command,
+        given[cut + 1 :],
+        known.only,
+        with_work=known.plans is not None,
+    )
     sweep = Sweep(
         jobs,
         known.states or ROOT / "runs" / "launch" / f"sweep-{Path(known.config).stem}",
         known.on,
-        read_table(known.plans) if known.plans else Table(),
+        read_plans(known.plans) if known.plans else Plans(),
         flags,
     )
     if known.verb == "print":

@@ -1,6 +1,7 @@
 """launch/sweep.py: the jobs of a sweep, their cost, and runs that are interrupted."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,13 +10,13 @@ import time
 import pytest
 
 from launch import xpk
-from launch.chip_hours import Cost, Table, read_table
+from launch.chip_hours import Plans
 from launch.jobs import job_name, jobs_of
-from launch.sweep import main
+from launch.sweep import Sweep, main
 from tests.launch.conftest import ROOT
+from tests.launch.test_chip_hours import plan_row
 
 STUDY = str(ROOT / "configs" / "study.py")
-AXES = {"point": "pythia-14m", "task": "imdb", "attack": "gcg", "seed": "0"}
 # What `robustjax` is where nothing is to be computed: it notes that it ran, and finishes.
 STAND_IN = """#!/bin/bash
 for word; do [[ $word != --workdir=* ]] || workdir=${word#--workdir=}; done
@@ -78,6 +79,15 @@ def test_names_are_names_of_slices_and_workloads():
     assert xpk.workload_name(long) != xpk.workload_name(long[:-1] + "3")
 
 
+def test_a_job_runs_on_the_slice_of_its_plan(tmp_path):
+    jobs = jobs_of(STUDY, "gs://b/w", only="point=pythia-14m,task=spam,attack=gcg", with_work=True)
+    sweep = Sweep(jobs, tmp_path, "tpu", Plans([plan_row()]), ["--spot"])
+    assert {"--tpu-type=v5litepod-8", "--spot"} <= {*sweep.command(jobs[0])}
+    assert f"--tpu-name={jobs[0].name}" in sweep.command(jobs[0])
+    sweep.flags.append("--tpu-type=v6e-4")
+    assert "--tpu-type=v5litepod-8" not in sweep.command(jobs[0])
+
+
 @pytest.mark.parametrize(
     ("workdir", "arguments", "reason"),
     [
@@ -107,38 +117,10 @@ def test_what_is_no_sweep_is_refused(config, tmp_path):
         jobs_of(config(*THREE), "w", only="task=imdb")
 
 
-def test_the_most_particular_figure_counts():
-    figures = {"tpu_type": "v5litepod-8", "chips": 8}
-    table = Table(
-        [
-            {"point": "pythia-14m", "chip_hours": 1.0} | figures,
-            {"point": "pythia-14m", "task": "imdb", "attack": "gcg", "chip_hours": 3.0} | figures,
-            {"point": "pythia-14m", "task": "imdb", "chip_hours": 2.0} | figures,
-        ]
-    )
-    assert table.cost(AXES) == Cost("v5litepod-8", 8, 3.0)
-    assert table.cost(AXES | {"attack": "random_token"}).chip_hours == 2.0
-    assert table.cost(AXES | {"task": "spam"}).chip_hours == 1.0
-    assert table.cost(AXES | {"point": "pythia-31m"}) is None
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"point": "a"}]}', '{"rows": [3]}'])
-def test_a_table_that_is_none_is_refused(tmp_path, text):
-    path = tmp_path / "plans.json"
-    with pytest.raises(SystemExit, match="no such file"):
-        read_table(path)
-    path.write_text(text)
-    with pytest.raises(SystemExit, match="not a table of plans"):
-        read_table(path)
-
-
 def test_the_papers_study_is_printed_with_its_cost(tmp_path, capsys):
     """Ten sizes, four tasks, two training attacks, five seeds."""
     plans = tmp_path / "plans.json"
-    rows = [
-        {"point": "pythia-14m", "tpu_type": "v5litepod-1", "chips": 1, "chip_hours": 0.25},
-        {"point": "pythia-12b", "tpu_type": "v5litepod-64", "chips": 64, "chip_hours": 100.5},
-    ]
+    rows = [plan_row("pythia-14m", "v5e:1x1", 1), plan_row("pythia-12b", "v5e:8x8", 64)]
     plans.write_text(json.dumps({"rows": rows}))
     status = main(
         ["print", f"--config={STUDY}", "--workdir=gs://b/study", f"--plans={plans}"]
@@ -148,17 +130,19 @@ def test_the_papers_study_is_printed_with_its_cost(tmp_path, capsys):
     assert (status, gap) == (0, "")
     assert head.split() == ["job", "slice", "chips", "chip-hours", "state", "workdir"]
     assert len(lines) == 400
-    assert lines[0].split() == [
-        *("pythia-14m-imdb-gcg-seed0", "v5litepod-1", "1", "0.2", "waiting"),
-        "gs://b/study/pythia-14m-imdb-gcg-seed0",
-    ]
-    assert lines[-1].split()[1:4] == ["v5litepod-64", "64", "100.5"]
+    name, kind, chips, hours, word, workdir = lines[0].split()
+    assert (name, kind, chips, word) == ("pythia-14m-imdb-gcg-seed0", "v5litepod-1", "1", "waiting")
+    assert workdir == f"gs://b/study/{name}" and float(hours) > 0
+    assert lines[-1].split()[1:3] == ["v5litepod-64", "64"]
     assert lines[200].split()[1:4] == ["-", "-", "-"]
-    hours = 40 * 0.25 + 40 * 100.5
-    assert total == (
-        f"400 jobs (400 waiting); {hours:,.1f} chip-hours, of which {hours:,.1f} are to come; "
-        "320 jobs without a figure"
+    said = sum(float(line.split()[3].replace(",", "")) for line in lines if " - " not in line)
+    found = re.fullmatch(
+        r"400 jobs \(400 waiting\); (.*) chip-hours, of which (.*) are to come; 320 jobs without a "
+        r"figure",
+        total,
     )
+    assert found[1] == found[2]
+    assert float(found[1].replace(",", "")) == pytest.approx(said, rel=1e-3)
 
 
 @pytest.fixture
@@ -260,11 +244,7 @@ def test_a_state_of_another_workdir_is_refused(sweep, tmp_path):
 
 @pytest.mark.slow
 def test_jobs_on_slices_of_their_own(sweep, cloud, tmp_path):
-    plans = tmp_path / "plans.json"
-    figures = {"chips": 4, "chip_hours": 1.0}
-    rows = [{"seed": seed, "tpu_type": f"v4-{8 * 2**seed}"} | figures for seed in range(2)]
-    plans.write_text(json.dumps({"rows": rows}))
-    flags = ("--parallel=2", f"--plans={plans}", "--only=seed=0+1", "--poll=0.1", "--spot")
+    flags = ("--parallel=2", "--tpu-type=v4-16", "--only=seed=0+1", "--poll=0.1", "--spot")
     _, err = ended(sweep("run", *flags, on="tpu", workdir="gs://b/w"))
     assert "2 done" in err
     created = {call[4]: call for call in cloud.calls("queued-resources", "create")}
