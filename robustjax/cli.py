@@ -94,8 +94,8 @@ def _study(arguments: list[str]) -> int:
     if len(rest) < len(arguments):
         from robustjax.study_forecast import print_forecast
 
-        with mirror.workdir(workdir) as folder:
-            print_forecast(build(StudyConfig, values, "config"), folder)
+        settings = build(StudyConfig, values, "config")
+        print_forecast(settings, mirror.brought(workdir, may_be_new=True))
         return 0
     return _run(run_study, StudyConfig, values, workdir)
 

@@ -113,16 +113,17 @@ def workdir(address: StrPath) -> Iterator[Path]:
                 mirror.push()
 
 
-def brought(path: StrPath) -> Path:
+def brought(path: StrPath, *, may_be_new: bool = False) -> Path:
     """A local copy of something that is only read: a model, or a run for a report.
 
     Of a part of a workdir, also the files at the top of the workdir come, which tell its history.
 
     Args:
         path: local, which is returned as it is, or remote.
+        may_be_new: there may be nothing yet.
 
     Raises:
-        UserError: there is nothing, or the bucket cannot be reached.
+        UserError: there is nothing though there should be, or the bucket cannot be reached.
     """
     if not is_remote(path):
         return Path(path)
@@ -131,6 +132,8 @@ def brought(path: StrPath) -> Path:
         top = epath.Path(path)
         while not (top / _NOTE).exists():
             if top.parent == top or len(top.parts) <= 3:  # '/', 'gs', the bucket
+                if may_be_new and not epath.Path(path).exists():
+                    return folder
                 return _without_note(epath.Path(path), folder)
             top = top.parent
         files, inside = _read_note(top).files, epath.Path(path).relative_to(top).as_posix()

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -14,6 +16,7 @@ from robustjax.runtime.mirror import Mirror, as_given, brought, workdir
 from tests.analysis.conftest import Plan, write_study
 from tests.runtime.fake_bucket import FakeBucket, install
 
+ROOT = Path(__file__).parents[2]
 ADDRESS = "gs://bucket/runs/one"
 
 
@@ -260,7 +263,21 @@ def test_models_and_runs_are_brought_to_be_read(tmp_path, bucket):
     assert contents(brought("gs://bucket/copied")) == {"config.json": "{}", "deeper/weights": "w"}
     with pytest.raises(UserError, match="gs://bucket/nothing: there is nothing"):
         brought("gs://bucket/nothing")
+    assert not brought("gs://bucket/nothing", may_be_new=True).exists()
     assert brought("some/folder").as_posix() == "some/folder"
+
+
+def test_a_forecast_disturbs_nobody(bucket, capsys, monkeypatch):
+    """It looks at a workdir in which another process works, and leaves it as it is."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    command = ["study", "--config=tests/tiny_study.py", f"--workdir={ADDRESS}", "--dry_run"]
+    with workdir(ADDRESS) as folder:
+        write(folder, FIRST)
+    before = (bucket / "runs" / "one" / "_mirror" / "note.json").read_bytes()
+    assert main(command) == 0
+    assert "finetune/nano-27k-s0" in capsys.readouterr().out
+    assert (bucket / "runs" / "one" / "_mirror" / "note.json").read_bytes() == before
 
 
 def test_damage_is_told(bucket):
