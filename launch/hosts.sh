@@ -32,6 +32,9 @@ die() {
   exit 2
 }
 
+# For arrays by name and letters made large; macOS still comes with 3.2.
+[ "${BASH_VERSINFO[0]}" -ge 4 ] || die "bash $BASH_VERSION is too old: install bash 4.4 or newer"
+
 is_dry() { [ "$DRY_RUN" = 1 ]; }
 
 # Words as a shell reads them: spaces, quotes, dollar signs and newlines stay what they are.

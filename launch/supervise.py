@@ -28,7 +28,10 @@ from typing import Any
 from launch.launcher import KINDS, ROOT, Launcher, Look
 from launch.progress import Progress, progress, workdir_of
 
-WAITING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "UNKNOWN")
+WAITING = (
+    *("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"),
+    *("SUSPENDING", "DELETING", "UNKNOWN"),
+)
 """States of a slice that time changes by itself."""
 
 MISTAKE = 2
@@ -53,9 +56,10 @@ class State:
         on: which script that is.
         commit: what is sent, also when the project has moved on since.
         began: seconds since the epoch.
+        requests: how often a slice was asked for.
         starts: how often the command was started.
-        failures: ends of the job since anything came of it.
-        counted: the start whose end was counted; this program may be killed after that.
+        failures: ends of slice or job since anything came of it.
+        counted: requests and starts whose end was counted; this program may be killed after that.
         best: how far it has come.
         outcome: `done`, `failed`, `deadline`; empty while it is looked after.
         status: exit status of this program, once there is an outcome.
@@ -66,12 +70,18 @@ class State:
     on: str
     commit: str
     began: float
+    requests: int = 0
     starts: int = 0
     failures: int = 0
     counted: int = 0
     best: Progress = Progress()
     outcome: str = ""
     status: int = 0
+
+    @property
+    def tries(self) -> int:
+        """Requests and starts."""
+        return self.requests + self.starts
 
 
 class StateFile:
@@ -179,10 +189,15 @@ class Supervisor:
         if look.slice in WAITING or look.job == "running" or look == Look("ACTIVE"):
             self._rest(self._patience.poll)
         elif look.slice == "ABSENT":
+            self._state.requests += 1
+            self._file.write(self._state)
             if self._launcher.do("create", "--wait=0"):
                 self._failed("the slice was refused", 1)
         elif look.slice != "ACTIVE":  # preempted, or the request failed
-            self._failed(f"the slice is {look.slice}", 1)
+            if self._state.counted < self._state.tries:
+                self._failed(f"the slice is {look.slice}", 1)
+            else:
+                self._rest(self._patience.poll)
             if not self._state.outcome:
                 self._launcher.do("delete")
         elif look.job == "none":
@@ -201,7 +216,7 @@ class Supervisor:
         else:
             status = int(look.job.partition(" ")[2] or 1)
             self._stop()  # those of other workers may wait for ever
-            if self._state.counted < self._state.starts:
+            if self._state.counted < self._state.tries:
                 self._failed(f"the job is {look.job}", status)
             if not self._state.outcome:
                 self._start()
@@ -225,7 +240,7 @@ class Supervisor:
         came_on = now.is_beyond(self._state.best)
         self._state.best = now.joined(self._state.best)
         self._state.failures = 0 if came_on else self._state.failures + 1
-        self._state.counted = self._state.starts
+        self._state.counted = self._state.tries
         self._file.write(self._state)
         self._say(f"{why}; {'it had come on' if came_on else 'without progress'}")
         if status == MISTAKE and why.startswith("the job"):

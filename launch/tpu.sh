@@ -140,7 +140,8 @@ create() {
   [ -z "$INTERNAL_IP" ] || request+=(--internal-ips)
   is_dry || state=$(slice_state)
   if is_dry || [ "$state" = ABSENT ]; then
-    tpus queued-resources create "$TPU_NAME" "${request[@]}" || {
+    # A request that was made a moment ago may not have been seen.
+    tpus queued-resources create "$TPU_NAME" "${request[@]}" || [ "$(slice_state)" != ABSENT ] || {
       say "the request was refused; if it is a quota, see launch/README.md"
       return 1
     }

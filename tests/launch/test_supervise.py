@@ -307,6 +307,21 @@ def test_workers_that_stay_away_cost_the_slice(scripted):
     assert supervisor.run() == 0 and script.done == ["delete", "create", "setup", "run"]
 
 
+def test_a_slice_that_goes_slowly_is_counted_once(scripted):
+    """It is being taken away for a while, and cannot be deleted at once."""
+    going = [*[Look("SUSPENDING")] * 9, *[Look("SUSPENDED")] * 9, Look("DELETING")]
+    supervisor, script = scripted(ABSENT, NONE, *going, ABSENT, NONE, DONE, ABSENT)
+    assert supervisor.run() == 0
+    assert supervisor._state.failures == 1 and supervisor._state.requests == 2
+    assert script.done.count("delete") == 9
+
+
+def test_it_gives_up_on_slices_that_never_live_to_be_set_up(scripted):
+    supervisor, script = scripted(*[ABSENT, Look("SUSPENDED")] * 5, ABSENT)
+    assert supervisor.run() == 1
+    assert script.done.count("create") == 5 and script.done.count("run") == 0
+
+
 @pytest.mark.parametrize("partial", [Look("ACTIVE"), Look("UNKNOWN"), Look("PROVISIONING")])
 def test_answers_that_say_nothing_are_waited_out(scripted, partial):
     supervisor, script = scripted(RUNNING, partial, partial, DONE, ABSENT)
