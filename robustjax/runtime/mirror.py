@@ -426,5 +426,5 @@ def _refuse_several_processes(address: StrPath) -> None:
     if jax is not None and jax.distributed.is_initialized():
         raise UserError(
             f"{os.fspath(address)}: several processes need a folder that all of them see; mount "
-            "the bucket (gcsfuse) or a shared disk on every host, and give that as --workdir"
+            "a shared disk (Filestore, NFS) on every host, and give its folder as --workdir"
         )

@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import pytest
 from etils import epath
 
@@ -302,6 +303,15 @@ def test_a_local_workdir_is_its_own_folder(tmp_path):
         as_given(place / "report" / "index.html", ADDRESS, place) == f"{ADDRESS}/report/index.html"
     )
     assert as_given(place, f"{ADDRESS}/", place) == ADDRESS
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(UserError, match="several processes need a folder that all of them see"):
+        with workdir(ADDRESS):
+            raise AssertionError
+    with workdir("local/folder") as folder:
+        assert folder == Path("local/folder")
 
 
 def test_errors_name_what_was_given():
