@@ -1,7 +1,6 @@
 r"""Many jobs, from the `sweep()` of a config: `python -m launch.sweep print|run|status [flags]`.
 
-    python -m launch.sweep print --config=configs/study.py --workdir=gs://BUCKET/study \
-        --plans=benchmarks/results/plans.json
+    python -m launch.sweep print --config=configs/study.py --workdir=gs://BUCKET/study
 
     print     the jobs, how they are, and what they cost
     run       does what is not done, `--parallel` at a time; the same command goes on
@@ -32,6 +31,8 @@ from launch.progress import is_done, workdir_of
 from launch.supervise import State, hear_signals, read_state
 
 POLL_SECONDS = 0.2
+
+_PLANS = Path("benchmarks/results/plans.json")
 
 
 @dataclasses.dataclass
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", default="", help="such as point=pythia-14m+pythia-31m,task=imdb")
     add("--on", choices=(*KINDS, "xpk"), default="local", help="what runs the jobs")
     add("--parallel", type=int, default=1, help="jobs at a time")
-    add("--plans", type=Path, help="what models cost, benchmarks/results/plans.json")
+    add("--plans", type=Path, help=f"what models cost ({_PLANS}, if it is there)")
     add("--states", type=Path, help="folder of states and logs (runs/launch/sweep-CONFIG)")
     known, flags = parser.parse_known_args(given[:cut])
     if known.parallel < 1:
@@ -242,19 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{wrong[0]!r} is no flag")
     if known.on == "gpu" and known.parallel > 1:
         parser.error("--parallel: all jobs would run on the same hosts; give --hosts to each sweep")
+    plans = known.plans or (ROOT / _PLANS if (ROOT / _PLANS).exists() else None)
     jobs = jobs_of(
         known.config,
         known.workdir,
         known.command,
         given[cut + 1 :],
         known.only,
-        with_work=known.plans is not None,
+        with_work=plans is not None,
     )
     sweep = Sweep(
         jobs,
         known.states or ROOT / "runs" / "launch" / f"sweep-{Path(known.config).stem}",
         known.on,
-        read_plans(known.plans) if known.plans else Plans(),
+        read_plans(plans) if plans else Plans(),
         flags,
     )
     if known.verb == "print":

@@ -145,6 +145,18 @@ def test_the_papers_study_is_printed_with_its_cost(tmp_path, capsys):
     assert float(found[1].replace(",", "")) == pytest.approx(said, rel=1e-3)
 
 
+def test_plans_of_the_project_are_taken_if_there_are_any(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("launch.sweep.ROOT", tmp_path)
+    command = ["print", f"--config={STUDY}", "--workdir=gs://b/study", "--only=point=pythia-14m"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.endswith("\n\n40 jobs (40 waiting); 40 jobs without a figure\n")
+    plans = tmp_path / "benchmarks" / "results" / "plans.json"
+    plans.parent.mkdir(parents=True)
+    plans.write_text(json.dumps({"rows": [plan_row()]}))
+    assert main(command) == 0
+    assert "without a figure" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def sweep(config, tmp_path, environment, project):
     """sweep(verb, flags...) -> a process that sweeps over three jobs on this machine."""
