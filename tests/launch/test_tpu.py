@@ -136,6 +136,7 @@ def test_a_host_that_fails_is_what_the_job_ends_with(tpu, cloud, ready):
         ("exited 75,exited 0", "preempted"),
         ("exited 75,running", "running"),
         ("exited 75,exited 2", "failed 2"),
+        ("exited 2,exited 75", "failed 2"),
         ("exited 5,exited 2", "failed 5"),
         ("running,unreachable", "unreachable"),
         ("running,lost", "lost"),

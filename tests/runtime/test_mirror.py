@@ -142,41 +142,71 @@ def _push_until(ours, number):
     return False
 
 
-def test_a_pass_is_one_moment_though_files_are_written_meanwhile(tmp_path):
-    """A record is written, then counted in another file, again and again."""
+class Counter:
+    """A program that writes a record, then how many there are in another file."""
+
+    def __init__(self, folder):
+        self.folder, self.count = folder, 0
+
+    def step(self):
+        self.count += 1
+        with open(self.folder / "records.jsonl", "a") as records:
+            records.write(f"{self.count}\n")
+        (self.folder / ".count.tmp").write_text(str(self.count))
+        os.replace(self.folder / ".count.tmp", self.folder / "count.txt")
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """A mirror and the program in its folder, which took a step."""
     folder = tmp_path / "here"
     folder.mkdir()
-    ours = Mirror(ADDRESS, folder)
+    ours, program = Mirror(ADDRESS, folder), Counter(folder)
     ours.bring()
-    ended = threading.Event()
+    program.step()
+    return ours, program
 
-    def work():
-        count = 0
-        with open(folder / "records.jsonl", "a") as records:
-            while not ended.is_set():
-                count += 1
-                records.write(f"{count}\n")
-                records.flush()
-                (folder / ".count.tmp").write_text(str(count))
-                os.replace(folder / ".count.tmp", folder / "count.txt")
-                ended.wait(0.002)
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        moments = 0
-        for _ in range(200):
-            if ours.push():
-                found = contents(brought(ADDRESS))
-                lines = found.get("records.jsonl", "").splitlines()
-                assert int(found.get("count.txt", "0")) in (len(lines), len(lines) - 1)
-                moments += 1
-            if moments == 8:
-                break
-    finally:
-        ended.set()
-        worker.join()
-    assert moments == 8
+def records_and_count():
+    found = contents(brought(ADDRESS))
+    return len(found["records.jsonl"].splitlines()), int(found["count.txt"])
+
+
+def test_a_pass_is_one_moment_though_files_are_written_while_it_freezes(counted, monkeypatch):
+    ours, program = counted
+    link, busy = os.link, [True, True, True]
+
+    def while_linking(source, target):
+        if busy:
+            busy.pop()
+            program.step()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", while_linking)
+    assert ours.push()
+    assert records_and_count() == (4, 4)
+
+
+def test_a_pass_is_one_moment_though_files_are_written_while_it_uploads(counted, monkeypatch):
+    ours, program = counted
+    monkeypatch.setattr(FakeBucket, "on_change", staticmethod(lambda name: program.step()))
+    assert ours.push()
+    assert program.count > 3
+    assert records_and_count() == (1, 1)
+    assert ours.push()  # a file that was there is uploaded twice: beside its place, then to it
+    records, count = records_and_count()
+    assert 1 < records == count < program.count
+
+
+def test_a_folder_that_never_stands_still_is_left_for_later(counted, monkeypatch):
+    ours, program = counted
+    link = os.link
+    monkeypatch.setattr(mirror, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "link", lambda *paths: (program.step(), link(*paths)))
+    assert not ours.push()
+    monkeypatch.setattr(os, "link", link)
+    assert ours.push()
+    assert records_and_count() == (program.count, program.count)
 
 
 def test_what_the_bucket_does_not_know_is_forgotten(tmp_path):
