@@ -44,6 +44,7 @@ lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	shellcheck -x launch/*.sh
 
 format: $(VENV)/.dev ## mend what can be mended
 	$(BIN)/ruff check --fix .
@@ -51,7 +52,7 @@ format: $(VENV)/.dev ## mend what can be mended
 
 clean: ## remove caches and builds; runs/ and the environment stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find robustjax configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find robustjax configs launch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment grows in three steps, each with a stamp that pyproject.toml outdates.
 

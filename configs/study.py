@@ -6,7 +6,13 @@ Fine-tuned models are attacked with GCG for 10 iterations and with 1280 random t
 with GCG for 128 iterations after ten rounds (geometrically spaced), at the end of the text and
 inside it, and after the last round at its beginning. With `sampler`, a language model of the
 family, BEAST is run as well: sampler=pythia-14m. --dry_run tells what it takes.
+
+The whole study is a sweep over this config, a job for each model, task, training attack and seed:
+
+python -m launch.sweep print --config=configs/study.py --workdir=gs://BUCKET/study
 """
+
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -17,34 +23,62 @@ from configs.points import OTHER_ROUNDS, PUBLISHED, ROUNDS
 GCG = {"name": "gcg", "candidate_chunk": 32}
 RANDOM_TOKEN = {"name": "random_token", "iterations_per_pass": 32}
 BEAST = {"name": "beast", "num_iterations": 25, "beam_width": 7, "branch_factor": 7}
+HARDENINGS = {"gcg": GCG, "random_token": RANDOM_TOKEN}
+SWEPT_TASKS = ("imdb", "spam", "password_match", "word_length")
+SWEPT_SEEDS = 5
+
+
+def sweep() -> Iterator[str]:
+    """The arguments of each job: every Pythia, four tasks, either training attack, five seeds."""
+    for point in (point for point in ROUNDS if point.startswith("pythia-")):
+        for task in SWEPT_TASKS:
+            for attack in HARDENINGS:
+                for seed in range(SWEPT_SEEDS):
+                    yield f"point={point},task={task},attack={attack},seed={seed},seeds=1"
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The study.
 
-    Arguments: ``point``, ``task`` (see ``robustjax data list``), ``seeds`` (how many), ``seed``
-    (the first) and ``sampler`` (a language model for BEAST: a scaling point or a folder).
+    Arguments: ``point``, ``task`` (see ``robustjax data list``), ``attack`` (what is trained
+    against, gcg+random_token; with one of them, the clean model meets only that one), ``seeds``
+    (how many), ``seed`` (the first) and ``sampler`` (a language model for BEAST: a scaling point or
+    a folder).
     """
-    args = parse_arg(arg, point="pythia-70m", task="imdb", seeds=5, seed=0, sampler="")
+    args = parse_arg(
+        arg,
+        point="pythia-70m",
+        task="imdb",
+        attack="gcg+random_token",
+        seeds=5,
+        seed=0,
+        sampler="",
+    )
+    hardened = tuple(args["attack"].split("+"))
+    if unknown := sorted(set(hardened) - HARDENINGS.keys()):
+        raise ValueError(f"argument attack={unknown[0]!r} must be one of {', '.join(HARDENINGS)}")
+    is_whole = set(hardened) == HARDENINGS.keys()
     edges = (*EDGES, *WIDER_EDGES)
     config = ConfigDict()
     config.task = task_settings(args["task"], is_nano=False, num_train=20_000, num_validation=500)
     config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
 
     config.evaluation = ConfigDict()
-    config.evaluation.attacks = {
-        "gcg": {**GCG, "num_iterations": 10},
-        "random_token": {**RANDOM_TOKEN, "num_iterations": 1280},
-    }
-    long, hardened = {"attacks": ("gcg",), "iterations": 128}, ("gcg", "random_token")
+    config.evaluation.attacks = {"gcg": {**GCG, "num_iterations": 10}}
+    if "random_token" in hardened:
+        config.evaluation.attacks.random_token = {**RANDOM_TOKEN, "num_iterations": 1280}
+    long = {"attacks": ("gcg",), "iterations": 128}
     config.evaluation.transfer = {
-        "finetuned": {"trained_on": ("none",)},
+        "finetuned": {"trained_on": ("none",)} | ({} if is_whole else {"attacks": hardened}),
         "hardened": {"trained_on": hardened, "rounds": "spaced", "positions": (1.0, 0.9)} | long,
         "beginning": {"trained_on": hardened, "positions": (0.0,)} | long,
     }
     if args["sampler"]:
         config.evaluation.attacks.beast = BEAST
         config.evaluation.transfer.beast = {"attacks": ("beast",)}
+        if not is_whole:  # one of the two meets the clean model
+            met = ("none", *hardened) if "gcg" in hardened else hardened
+            config.evaluation.transfer.beast.trained_on = met
     config.evaluation.num_examples = 200
     config.evaluation.min_accuracy = 0.6
     config.evaluation.seed = 0
@@ -81,7 +115,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "train": train_settings(PUBLISHED, edges, schedule="linear", warmup_steps=0),
                 "checkpoint_every": 500,
             },
-            "advtrain": {"gcg": hardening(GCG), "random_token": hardening(RANDOM_TOKEN)},
+            "advtrain": {name: hardening(HARDENINGS[name]) for name in hardened},
             "search": dict(search),
             "path": "",
         }

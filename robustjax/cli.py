@@ -16,7 +16,7 @@ from absl import flags
 
 from robustjax.command_flags import parse, parse_config_and_workdir
 from robustjax.errors import UserError
-from robustjax.runtime import distributed, interrupts
+from robustjax.runtime import distributed, interrupts, mirror
 from robustjax.runtime.files import disk_trouble
 from robustjax.runtime.shortage import memory_shortage
 
@@ -108,7 +108,8 @@ def _study(arguments: list[str]) -> int:
     if len(rest) < len(arguments):
         from robustjax.study_forecast import print_forecast
 
-        print_forecast(build(StudyConfig, values, "config"), workdir)
+        settings = build(StudyConfig, values, "config")
+        print_forecast(settings, mirror.brought(workdir, may_be_new=True))
         return 0
     return _run(run_study, StudyConfig, values, workdir)
 
@@ -146,7 +147,7 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _run(
-    command: Callable[[Any, str], Path], config: type, values: dict[str, Any], workdir: str
+    command: Callable[[Any, Path], Path], config: type, values: dict[str, Any], workdir: str
 ) -> int:
     """Runs a command that has a config and a workdir; the path of its results comes last."""
     from robustjax.runtime.compilation import keep_compiled_programs
@@ -154,10 +155,11 @@ def _run(
 
     settings: Any = build(config, values, "config")
     distributed.start()
-    keep_compiled_programs(workdir)
-    results = command(settings, workdir)
+    with mirror.workdir(workdir) as folder:
+        keep_compiled_programs(folder)
+        result = command(settings, folder)
     if distributed.is_primary():
-        print(results)
+        print(mirror.as_given(result, workdir, folder))
     return 0
 
 
@@ -182,13 +184,14 @@ def _report(arguments: list[str]) -> int:
         )
     from robustjax.analysis.report import write_published_report, write_report
 
-    options = (values.out, values.title, values.pretraining, values.paper)
-    if workdirs:
-        page = write_report(workdirs, *options)
-    else:
-        page, notes = write_published_report(values.published, *options)
-        print(*(f"report: {note}" for note in notes), sep="\n")
-    print(page)
+    with mirror.workdir(values.out) as out:
+        options = (str(out), values.title, values.pretraining, values.paper)
+        if workdirs:
+            page = write_report([str(mirror.brought(one)) for one in workdirs], *options)
+        else:
+            page, notes = write_published_report(values.published, *options)
+            print(*(f"report: {note}" for note in notes), sep="\n")
+    print(mirror.as_given(page, values.out, out))
     return 0
 
 

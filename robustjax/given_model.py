@@ -21,7 +21,9 @@ from robustjax.models.loading import find_folder, load_victim
 from robustjax.models.model_folder import find_model, stored_definition
 from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
+from robustjax.runtime import mirror
 from robustjax.runtime.checkpoint import load_metadata
+from robustjax.runtime.files import is_remote
 from robustjax.runtime.runlog import read_json
 from robustjax.stage_work import Past
 
@@ -152,6 +154,7 @@ def find(
             f"train it (robustjax finetune) and give that --workdir as --{field}.path"
         )
     source = config.path or config.point
+    source = str(mirror.brought(source)) if is_remote(source) else source
     ours = None if source in registry.POINTS else find_model(Path(source).expanduser().resolve())
     if ours is not None:
         saved = load_metadata(ours)

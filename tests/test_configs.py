@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import configs.attack
+import configs.study
 from configs.common import parse_arg
 from configs.points import NANO, ROUNDS
 from robustjax.attacks.search import ATTACKS
@@ -186,3 +187,32 @@ def test_the_paper_s_plan_of_a_scaling_point(point, rounds):
     ]
     with_beast = build_study("study", f"point={point},sampler=models/lm").evaluation
     assert with_beast.companion == "models/lm" and "beast" in with_beast.attacks
+
+
+def test_two_studies_of_one_training_attack_each_are_the_whole_one():
+    """No cell is in both, and none is missing."""
+    point = "pythia-1.4b"
+
+    def planned(arg):
+        config = build_study("study", f"point={point},sampler=models/lm{arg}")
+        trainings = {name: run.num_rounds for name, run in config.points[point].advtrain.items()}
+        evaluation, found = config.evaluation, []
+        for name, rounds in {"none": 0, **trainings}.items():
+            named = {"point": point, "seed": 0, "trained_on": name, "num_rounds": rounds}
+            these = cells(evaluation.transfer, evaluation.attacks, evaluation.num_examples, **named)
+            found += [(name, cell.round, cell.label, cell.attack) for cell in these]
+        return found
+
+    whole, *parts = map(planned, ("", ",attack=gcg", ",attack=random_token"))
+    assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, whole))
+    assert len(whole) == len({str(cell) for cell in whole}) > 10
+    with pytest.raises(ValueError, match="attack='beast' must be one of gcg, random_token"):
+        configs.study.get_config("attack=beast")
+
+
+def test_the_sweep_is_the_papers_study():
+    arguments = list(configs.study.sweep())
+    assert len(arguments) == 10 * 4 * 2 * 5 == len(set(arguments))
+    for argument in (arguments[0], arguments[-1]):
+        config = build_study("study", argument)
+        assert len(config.seeds) == len(config.points) == 1

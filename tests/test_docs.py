@@ -86,6 +86,8 @@ def test_each_task_has_a_card_that_is_true(name):
     "name",
     [
         "README.md",
+        "launch/README.md",
+        "docs/buckets.md",
         "docs/attack_your_model.md",
         "docs/adversarial_training.md",
         "docs/evaluation.md",

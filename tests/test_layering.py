@@ -140,6 +140,21 @@ def test_records_and_analysis_work_where_jax_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
+def test_launching_needs_neither_jax_nor_the_package():
+    """It runs on a laptop that has Python and nothing else; a sweep loads what its config loads."""
+    found = sorted((ROOT / "launch").glob("*.py"))
+    assert len(found) > 5
+    for path in found:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        imported = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        }
+        imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        outside = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"launch"}
+        assert not outside, f"{path} imports {outside}"
+        assert len(path.read_text().splitlines()) <= MAX_LINES, f"{path}: split it"
+
+
 def test_modules_are_small_and_have_names_that_say_something():
     for name, path in modules().items():
         assert len(path.read_text().splitlines()) <= MAX_LINES, f"{path}: split it"

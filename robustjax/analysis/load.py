@@ -55,7 +55,8 @@ def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "c
 
     Raises:
         UserError: a folder is missing, nothing finished is found, a finished stage is damaged, its
-            summary contradicts its records, or the same run is found in two places.
+            summary contradicts its records, or the same run is found in two places (but a clean
+            training, which several studies may have to the last digit, counts once).
     """
     roots = [Path(path) for path in paths]
     finetunes: dict[Hashable, stages.Finetune] = {}
@@ -65,8 +66,8 @@ def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "c
     incomplete: set[str] = set()
     provenance: dict[str, set[str]] = {}
 
-    def claim(key: Hashable, folder: Path) -> Hashable:
-        if key in sources:
+    def claim(key: tuple, folder: Path) -> Hashable:
+        if key in sources and not (key[0] == "finetune" and _say_the_same(sources[key], folder)):
             raise UserError(f"the same run is in {sources[key]} and {folder}; leave one out")
         sources[key] = folder
         return key
@@ -107,6 +108,11 @@ def load_study(paths: Iterable[str | os.PathLike[str]], pretraining: Source = "c
         incomplete=tuple(sorted(incomplete)),
         provenance={key: tuple(sorted(values)) for key, values in sorted(provenance.items())},
     )
+
+
+def _say_the_same(one: Path, other: Path) -> bool:
+    """Whether two clean trainings are one, as two studies of a model that differ later have it."""
+    return (one / stages.SUMMARY_FILE).read_bytes() == (other / stages.SUMMARY_FILE).read_bytes()
 
 
 def _mean_costs(trainings: Iterable[stages.AdversarialTraining]) -> dict[Hashable, float]:

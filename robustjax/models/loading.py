@@ -14,6 +14,8 @@ from robustjax.models.model_folder import find_model, load_model
 from robustjax.models.registry import POINTS, layer_loop
 from robustjax.models.transformer import Definition, Head, Remat
 from robustjax.models.victim import Victim
+from robustjax.runtime import mirror
+from robustjax.runtime.files import is_remote
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
 _log = logging.getLogger(__name__)
@@ -38,9 +40,9 @@ def load_victim(
     """Loads a model with its tokenizer.
 
     Args:
-        path_or_point: a local folder (Hugging Face's, or one of ours: a training stage's, or what
-            `robustjax convert` made), a scaling point (`pythia-70m`), or a name on the Hugging Face
-            hub (`EleutherAI/pythia-70m`, also with `@revision`).
+        path_or_point: a folder, local or `gs://` (Hugging Face's, or one of ours: a training
+            stage's, or what `robustjax convert` made), a scaling point (`pythia-70m`), or a name on
+            the Hugging Face hub (`EleutherAI/pythia-70m`, also with `@revision`).
         num_classes: classes of the classifier.
         revision: branch, tag or commit on the hub.
         mesh: the devices; the first one by default.
@@ -62,6 +64,7 @@ def load_victim(
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     rules = AxisRules() if rules is None else rules
     numerics = Numerics() if numerics is None else numerics
+    path_or_point = mirror.brought(path_or_point) if is_remote(path_or_point) else path_or_point
     name, point = str(path_or_point), POINTS.get(str(path_or_point))
     ours = find_model(Path(path_or_point).expanduser())
     if ours is not None and point is None:

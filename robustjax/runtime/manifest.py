@@ -3,12 +3,16 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from robustjax.runtime.files import StrPath, write_json
+
+COMMIT_VARIABLE = "ROBUSTJAX_COMMIT"
+"""Tells the commit of code that came without its repository, as what the launch scripts send."""
 
 _DISTRIBUTIONS = {
     "robustjax": "robustjax",
@@ -37,13 +41,13 @@ def versions() -> dict[str, str | None]:
 def git_commit(folder: StrPath) -> str | None:
     """The commit checked out in a folder, with "-dirty" when tracked files differ from it.
 
-    None outside a git checkout, or where git is missing.
+    Outside a git checkout, or where git is missing, what `ROBUSTJAX_COMMIT` says; else None.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get(COMMIT_VARIABLE) or None
     return commit + ("-dirty" if changes else "")
 
 

@@ -8,6 +8,7 @@ import pytest
 from robustjax.analysis.load import load_study
 from robustjax.errors import UserError
 from robustjax.evaluation.pretraining import pretrain_flops
+from tests.analysis.conftest import Plan, write_study
 
 SMALL = {"sizes": {"nano-28k": 28_320, "nano-900k": 913_664}, "num_rounds": 2, "num_examples": 8}
 TINY = {"sizes": {"nano-28k": 28_320}, "num_rounds": 1, "num_examples": 4}
@@ -104,6 +105,16 @@ def test_numbers_come_from_the_records_not_from_the_summary(lone_attack):
     bare = dict.fromkeys([*expected], "drop")
     edit_summary(folder, **bare)
     assert load_study([folder]).attacks[0].metrics == expected
+
+
+def test_the_clean_training_that_two_studies_share_counts_once(tmp_path):
+    for attack in ("gcg", "random_token"):
+        write_study(tmp_path / attack, Plan(attacks=(attack,), defences=(attack,), **SMALL))
+    loaded = load_study([tmp_path / "gcg", tmp_path / "random_token"])
+    assert (len(loaded.finetunes), len(loaded.trainings)) == (2, 4)
+    edit_summary(tmp_path / "gcg" / "finetune" / "nano-28k-s0", flops_algorithmic=10**9 + 1)
+    with pytest.raises(UserError, match="the same run is in .*gcg.* and .*random_token"):
+        load_study([tmp_path / "gcg", tmp_path / "random_token"])
 
 
 def test_the_same_run_twice_is_an_error_that_names_both(lone_attack):

@@ -26,6 +26,7 @@ def test_versions_name_what_a_result_depends_on():
 
 def test_git_commit(tmp_path, monkeypatch):
     assert shutil.which("git")
+    monkeypatch.delenv("ROBUSTJAX_COMMIT", raising=False)
     assert git_commit(tmp_path) is None
 
     def git(*arguments):
@@ -45,7 +46,11 @@ def test_git_commit(tmp_path, monkeypatch):
     assert git_commit(tmp_path) == commit
     (tmp_path / "file").write_text("2")
     assert git_commit(tmp_path) == commit + "-dirty"
+    monkeypatch.setenv("ROBUSTJAX_COMMIT", "f00d-dirty")  # of code that was sent without its past
+    assert git_commit(tmp_path) == commit + "-dirty"
     monkeypatch.setenv("PATH", "")
+    assert git_commit(tmp_path) == "f00d-dirty"
+    monkeypatch.delenv("ROBUSTJAX_COMMIT")
     assert git_commit(tmp_path) is None
 
 

@@ -1,0 +1,1 @@
+"""Starting commands of robustjax elsewhere, and looking after them; nothing here imports JAX."""

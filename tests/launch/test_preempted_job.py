@@ -1,0 +1,135 @@
+"""A real job, killed again and again: looked after here, and with its workdir in a bucket.
+
+Both end with the bits of one that ran straight.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launch.supervise import read_state
+from robustjax.runtime.mirror import Mirror
+from tests.advtrain_kills import LONGER, make_model
+from tests.compiling import QUICKLY
+from tests.killing import DIE_AT, ROOT, differences
+from tests.runtime.fake_bucket import install
+
+pytestmark = pytest.mark.slow
+
+CONFIG = f"{ROOT}/configs/advtrain.py:point=nano-27k,task=word_length"
+# The first two kill robustjax alone, so that its status is told; the third also what would tell it.
+LIVES = """#!/bin/bash
+shift 2 # -m robustjax
+echo start >>{folder}/starts
+case $(wc -l <{folder}/starts) in
+  1) {python} {die_at} attack-iteration 1 1 "$@" ;;
+  2) {python} {die_at} training 5 2 "$@" ;;
+  3) {python} {die_at} saving-arrays 2 3 "$@"; kill -KILL 0 ;;
+  *) {python} -m robustjax "$@" ;;
+esac
+"""
+# Changes of the bucket that a process makes before the one that it does not live to make.
+LOST_AFTER = (5, 14, 60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("preempted")
+
+
+@pytest.fixture(scope="module")
+def environment(folder):
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("ROBUSTJAX")}
+    return keep | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": QUICKLY,
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+    }
+
+
+@pytest.fixture(scope="module")
+def flags(folder):
+    model = make_model(folder / "model")
+    return [*LONGER, "--config.advtrain.num_rounds=2", f"--config.model.path={model}"]
+
+
+def harden(environment, flags, workdir, program=("-m", "robustjax")):
+    return subprocess.run(
+        [
+            sys.executable,
+            *program,
+            "advtrain",
+            f"--config={CONFIG}",
+            f"--workdir={workdir}",
+            *flags,
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(folder, environment, flags):
+    done = harden(environment, flags, folder / "straight")
+    assert done.returncode == 0, done.stderr
+    return folder / "straight"
+
+
+def test_a_job_that_is_looked_after_is_as_if_nothing_was(folder, environment, flags, straight):
+    lives = folder / "lives"
+    lives.write_text(LIVES.format(folder=folder, python=sys.executable, die_at=DIE_AT))
+    lives.chmod(0o755)
+    workdir, state = folder / "hardened", folder / "state.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.supervise", "--on=local", f"--state={state}", "--poll=0.5"]
+        + ["--backoff=0.1", "--failures=2", f"--root={folder / 'local'}", f"--python={lives}"]
+        + ["--", "advtrain", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "job failed 137" in done.stderr and "job lost" in done.stderr
+    assert "without progress" not in done.stderr
+    assert (read_state(state).starts, read_state(state).outcome) == (4, "done")
+    assert differences(straight, workdir) == []
+
+
+def test_a_workdir_in_a_bucket_outlives_every_disk(folder, environment, flags, straight):
+    """The model that it starts from is in the bucket too, where it was copied."""
+    copies, address = folder / "copies", "gs://bucket/hardened"
+    shutil.copytree(folder / "model", folder / "store" / "bucket" / "model")
+    flags = [*flags[:-1], "--config.model.path=gs://bucket/model"]
+    environment = environment | {
+        "FAKE_BUCKET": str(folder / "store"),
+        "ROBUSTJAX_MIRROR": str(copies),
+        "ROBUSTJAX_MIRROR_SECONDS": "0.2",
+    }
+    generations = []
+    for number in (*LOST_AFTER, 0):
+        program = ("-m", "tests.runtime.fake_bucket", str(number))
+        done = harden(environment, flags, address, program)
+        assert done.returncode == (-signal.SIGKILL if number else 0), done.stderr
+        note = folder / "store" / "bucket" / "hardened" / "_mirror" / "note.json"
+        generations.append(json.loads(note.read_text())["generation"])
+        shutil.rmtree(copies)
+    assert done.stdout == f"{address}\n"
+    assert generations == sorted(generations) and generations[2] > 0
+    install(folder / "store")
+    here = folder / "brought"
+    here.mkdir()
+    Mirror(address, here).bring()
+    assert differences(straight, here) == ["manifest.json"]
+    manifests = [json.loads((one / "manifest.json").read_text()) for one in (straight, here)]
+    paths = [manifest["config"]["model"].pop("path") for manifest in manifests]
+    assert paths == [str(folder / "model"), "gs://bucket/model"]
+    assert manifests[0]["config"] == manifests[1]["config"]
