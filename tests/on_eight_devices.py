@@ -42,7 +42,7 @@ COLLECTIVE = re.compile(
 
 
 def specs(tree: Any) -> dict[str, str]:
-    """The partition of each array, without the axes that are not split at the end."""
+    """The partition of each array by its path."""
     named = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): spec_of(leaf)
@@ -51,10 +51,14 @@ def specs(tree: Any) -> dict[str, str]:
 
 
 def spec_of(leaf: jax.Array) -> str:
-    spec = [*leaf.sharding.spec]  # type: ignore[attr-defined]
-    while spec and spec[-1] is None:
-        del spec[-1]
-    return str(spec)
+    """The mesh axes that each axis is really split over, up to the last that is."""
+    sharding = leaf.sharding
+    assert isinstance(sharding, jax.NamedSharding)
+    spec = []
+    for axes in sharding.spec:
+        names = axes if isinstance(axes, tuple) else (axes,)
+        spec.append("+".join(name for name in names if name and sharding.mesh.shape[name] > 1))
+    return " ".join(name or "-" for name in spec).rstrip(" -")
 
 
 def of_training(folder: Path, optimizer: str, scanned: bool) -> dict[str, Any]:
@@ -101,7 +105,9 @@ def of_training(folder: Path, optimizer: str, scanned: bool) -> dict[str, Any]:
         np.array_equal(one, two)
         for one, two in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True)
     )
-    found["elsewhere"] = sorted({str(leaf.sharding.mesh.shape) for leaf in jax.tree.leaves(moved)})
+    found["elsewhere"] = sorted(
+        {tuple(leaf.sharding.mesh.shape.values()) for leaf in jax.tree.leaves(moved)}
+    )
     return found
 
 

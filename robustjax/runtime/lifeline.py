@@ -22,6 +22,8 @@ LOST_STATUS = PREEMPTED_STATUS
 
 _ALIVE = "robustjax/alive/"
 REMEDY = "start the same command again on all hosts"
+_ENDED, _VERDICT = "!", "!"
+"""Begin what a process tells that ends before its time, and a reason that is a verdict."""
 _MOST_SECONDS = 5.0
 """Between two signs of life."""
 
@@ -93,7 +95,8 @@ class Lifeline:
         self._closed.set()
         # If nobody hears it, silence tells the same.
         with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{_ALIVE}{self._index}", f"!{reason}", allow_overwrite=True)
+            said = _ENDED + reason
+            self._client.key_value_set(f"{_ALIVE}{self._index}", said, allow_overwrite=True)
             self._linger()
 
     def close(self) -> None:
@@ -113,8 +116,9 @@ class Lifeline:
         peer = self._peers.get(index)
         if peer is None or peer.said == said:
             return
-        if said.startswith("!"):
-            self._peers[index] = peer._replace(said=said, since=self._clock(), reason=said[1:])
+        if said.startswith(_ENDED):
+            reason = said.removeprefix(_ENDED)
+            self._peers[index] = peer._replace(said=said, since=self._clock(), reason=reason)
             return
         _, passed, place = said.split("\t", 2)
         self._peers[index] = _Peer(said, self._clock(), int(passed), place)
@@ -123,6 +127,8 @@ class Lifeline:
         """What there is to say of a process that is gone; None if there is none."""
         now = self._clock()
         for number, peer in sorted(self._peers.items()):
+            if peer.reason.startswith(_VERDICT):  # all say the same
+                return peer.reason.removeprefix(_VERDICT)
             if peer.reason and now - peer.since > self._grace:
                 return f"process {number} of {self._count} ended ({peer.reason}); {REMEDY}"
         if now - self._heard_all > self._lost and self._index:
@@ -174,7 +180,7 @@ class Lifeline:
 
     def _exit(self, message: str) -> NoReturn:
         tell(message)
-        self.leave("another process is gone")
+        self.leave(_VERDICT + message)
         exit_now(LOST_STATUS)
 
     def _linger(self) -> None:
@@ -182,7 +188,7 @@ class Lifeline:
         until = self._clock() + 4 * self._interval
         while self._index == 0 and self._clock() < until:
             said = dict(self._client.key_value_dir_get(_ALIVE)).values()
-            if sum(one.startswith("!") for one in said) == self._count:
+            if sum(one.startswith(_ENDED) for one in said) == self._count:
                 break
             time.sleep(self._interval / 4)
 

@@ -119,6 +119,13 @@ def test_one_that_ended_with_an_error_is_named_with_it(four, clock):
     )
 
 
+def test_all_say_what_the_first_one_found(four, clock):
+    let_live(four, clock, 20)
+    four[3].leave("!process 2 of 4 is stuck")
+    four[0].beat()
+    assert four[0].verdict() == "process 2 of 4 is stuck"
+
+
 def test_those_who_live_but_do_not_come_are_named(four, clock):
     for line in four[:2]:
         line.come_to("saving W/checkpoints/00000004")
