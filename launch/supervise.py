@@ -34,6 +34,9 @@ WAITING = (
 )
 """States of a slice that time changes by itself."""
 
+PLACE = {"tpu": ("PROJECT", "ZONE", "TPU_NAME"), "gpu": ("HOSTS",)}
+"""Variables, or flags, that say where a job is."""
+
 MISTAKE = 2
 """Status of robustjax that another start would end with too."""
 
@@ -56,6 +59,7 @@ class State:
         on: which script that is.
         commit: what is sent, also when the project has moved on since.
         began: seconds since the epoch.
+        place: which slice or hosts, by the names of `PLACE`.
         requests: how often a slice was asked for.
         starts: how often the command was started.
         failures: ends of slice or job since anything came of it.
@@ -70,6 +74,7 @@ class State:
     on: str
     commit: str
     began: float
+    place: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: int = 0
     starts: int = 0
     failures: int = 0
@@ -293,6 +298,16 @@ class Supervisor:
         self._said = line
 
 
+def place_of(on: str, flags: Sequence[str]) -> dict[str, str]:
+    """Where a job is, from its flags and the environment."""
+    given = {name: os.environ.get(name, "") for name in PLACE.get(on, ())}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        if (variable := name.replace("-", "_").upper()) in given:
+            given[variable] = value
+    return given
+
+
 def hear_signals() -> None:
     """SIGINT and SIGTERM raise KeyboardInterrupt, also where they were ignored at the start."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -351,12 +366,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(Launcher(known.on, [f"--job={known.job}", *flags]), command)
     file = StateFile(known.state or ROOT / "runs" / "launch" / f"{known.job}.json")
     flags = [f"--job={known.job}", *flags]
-    state = file.read()
+    state, place = file.read(), place_of(known.on, flags)
     if state is None:
         commit = "" if known.on == "local" else head_commit()
-        state = State(command, flags, known.on, commit, time.time())
+        state = State(command, flags, known.on, commit, time.time(), place)
     elif (state.command, state.on) != (command, known.on):
         parser.error(f"{file.path} is of another command: give another --job or --state")
+    elif state.place != place:  # nobody would delete that slice
+        parser.error(f"the job of {file.path} is in {state.place}, not in {place}")
     state.flags = flags + ([f"--commit={state.commit}"] if state.commit else [])
     patience = Patience(**{f.name: getattr(known, f.name) for f in dataclasses.fields(Patience)})
     return Supervisor(file, state, patience, keep=known.keep).run()

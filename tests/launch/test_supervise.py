@@ -121,10 +121,13 @@ def test_only_one_looks_after_a_job(supervise, cloud):
     assert cloud.states() == {"a-slice": "ACTIVE"}
 
 
-@pytest.mark.slow
-def test_another_command_needs_another_state(supervise, cloud):
+def test_another_command_or_slice_needs_another_state(supervise, cloud):
     ended(supervise())
     assert "of another command" in ended(supervise(command=("attack", "--workdir=w")), 2)
+    err = ended(supervise(TPU_NAME="another"), 2)
+    assert "'TPU_NAME': 'a-slice'" in err and "'TPU_NAME': 'another'" in err
+    assert "is in {" in ended(supervise("--zone=elsewhere"), 2)
+    assert cloud.calls("--zone=elsewhere") == []
 
 
 @pytest.mark.slow
