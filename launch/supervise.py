@@ -38,7 +38,7 @@ PLACE = {"tpu": ("PROJECT", "ZONE", "TPU_NAME"), "gpu": ("HOSTS",)}
 """Variables, or flags, that say where a job is."""
 
 MISTAKE = 2
-"""Status of robustjax that another start would end with too."""
+"""Status of robustjax, and of the launch scripts, that another try would end with too."""
 
 RUNNING_ALREADY = 73
 """Status of `run` if a process that was killed had started the command."""
@@ -196,8 +196,8 @@ class Supervisor:
         elif look.slice == "ABSENT":
             self._state.requests += 1
             self._file.write(self._state)
-            if self._launcher.do("create", "--wait=0"):
-                self._failed("the slice was refused", 1)
+            if status := self._launcher.do("create", "--wait=0"):
+                self._failed("the slice was refused", status)
         elif look.slice != "ACTIVE":  # preempted, or the request failed
             if self._state.counted < self._state.tries:
                 self._failed(f"the slice is {look.slice}", 1)
@@ -248,7 +248,7 @@ class Supervisor:
         self._state.counted = self._state.tries
         self._file.write(self._state)
         self._say(f"{why}; {'it had come on' if came_on else 'without progress'}")
-        if status == MISTAKE and why.startswith("the job"):
+        if status == MISTAKE:
             self._end("failed", MISTAKE)
         elif self._state.failures >= self._patience.failures:
             self._say(f"gives up after {self._state.failures} failures without progress")
@@ -367,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = StateFile(known.state or ROOT / "runs" / "launch" / f"{known.job}.json")
     flags = [f"--job={known.job}", *flags]
     state, place = file.read(), place_of(known.on, flags)
+    if missing := [name for name, value in place.items() if not value]:
+        parser.error(f"{missing[0]} is missing: export {missing[0]}=...")
     if state is None:
         commit = "" if known.on == "local" else head_commit()
         state = State(command, flags, known.on, commit, time.time(), place)

@@ -157,6 +157,17 @@ def test_a_mistake_of_the_users_is_not_repeated(supervise, cloud):
     assert starts(cloud) == 1 and cloud.states() == {}
 
 
+@pytest.mark.parametrize("name", ["PROJECT", "ZONE", "TPU_NAME"])
+def test_what_is_missing_is_told_before_anything_is_done(supervise, cloud, name):
+    assert f"{name} is missing" in ended(supervise(**{name: ""}), 2)
+    assert cloud.calls() == []
+
+
+def test_a_slice_that_the_script_knows_nothing_of(supervise, cloud):
+    err = ended(supervise("--tpu-type=v99-8"), 2)
+    assert "which --runtime-version?" in err and err.count("the slice was refused") == 1
+
+
 @pytest.mark.slow
 def test_a_quota_that_stays_too_small(supervise, cloud):
     cloud.fail("create", says="Quota limit exceeded")
