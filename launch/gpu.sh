@@ -27,14 +27,14 @@ END
 # shellcheck source=launch/hosts.sh
 source launch/hosts.sh
 
-ADDRESSES=${HOSTS:-}
+HOSTS=${HOSTS:-}
 COORDINATOR=${COORDINATOR:-}
 PORT=${PORT:-8476}
 SSH_OPTIONS=${SSH_OPTIONS:-}
 # shellcheck disable=SC2034 # of hosts.sh
 EXTRA=gpu
 
-know_hosts() { HOSTS=${#addresses[@]}; }
+know_hosts() { NUM_HOSTS=${#addresses[@]}; }
 
 reach() { act ssh "${options[@]}" "${addresses[$1]}" "$2"; }
 send() { act scp "${options[@]}" "$2" "${addresses[$1]}:$3"; }
@@ -65,8 +65,6 @@ case $verb in
     die "no verb ${verb:-given}"
     ;;
 esac
-# HOSTS is how many there are in hosts.sh.
-HOSTS=$ADDRESSES
 parse_flags HOSTS COORDINATOR PORT SSH_OPTIONS JOB COMMIT LOGS -- "$@"
 need HOSTS "the hosts, as ssh takes them"
 read -ra addresses <<<"$HOSTS"

@@ -2,7 +2,7 @@
 # Jobs on hosts, however they are reached: the verbs that tpu.sh, gpu.sh and local.sh share.
 #
 # The script that sources this file defines
-#   know_hosts                  sets HOSTS, how many there are
+#   know_hosts                  sets NUM_HOSTS, how many there are
 #   reach HOST COMMAND          runs a line of shell on a host; status 255 if it cannot be reached
 #   send HOST FILE NAME         copies a file to a host's home; `fetch HOST NAME FILE` one from there
 #   distributed HOST COUNT      prints NAME=VALUE lines by which the processes of a job find another
@@ -122,7 +122,7 @@ on_all() {
   local host scratch
   local -a pids=() statuses=()
   scratch=$(mktemp -d)
-  for ((host = 0; host < HOSTS; host++)); do
+  for ((host = 0; host < NUM_HOSTS; host++)); do
     if is_dry; then
       "$1" "$host" "${@:2}"
       statuses+=(0)
@@ -208,7 +208,7 @@ setup() {
 
 start_host() {
   local -a environment=()
-  mapfile -t environment < <(distributed "$1" "$HOSTS")
+  mapfile -t environment < <(distributed "$1" "$NUM_HOSTS")
   at "$1" start "$JOB" ${environment[@]+"${environment[@]}"} \
     ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} -- "${REST[@]}"
 }
@@ -231,7 +231,7 @@ ask() {
   local -a pids=()
   STATES=()
   scratch=$(mktemp -d)
-  for ((host = 0; host < HOSTS; host++)); do
+  for ((host = 0; host < NUM_HOSTS; host++)); do
     at "$host" state "$JOB" >"$scratch/$host" 2>/dev/null &
     pids+=($!)
   done

@@ -26,7 +26,7 @@ PORT=${PORT:-8476}
 ROOT=${ROOT:-runs/local}
 PYTHON=${PYTHON:-.venv/bin/python}
 
-know_hosts() { HOSTS=$PROCESSES; }
+know_hosts() { NUM_HOSTS=$PROCESSES; }
 
 # Each process has a folder of its own, as if it were a host.
 place() { printf '%s' "$ROOT/process-$1"; }

@@ -34,8 +34,11 @@ WAITING = (
 )
 """States of a slice that time changes by itself."""
 
+PLACE = {"tpu": ("PROJECT", "ZONE", "TPU_NAME"), "gpu": ("HOSTS",)}
+"""Variables, or flags, that say where a job is."""
+
 MISTAKE = 2
-"""Status of robustjax that another start would end with too."""
+"""Status of robustjax, and of the launch scripts, that another try would end with too."""
 
 RUNNING_ALREADY = 73
 """Status of `run` if a process that was killed had started the command."""
@@ -56,6 +59,7 @@ class State:
         on: which script that is.
         commit: what is sent, also when the project has moved on since.
         began: seconds since the epoch.
+        place: which slice or hosts, by the names of `PLACE`.
         requests: how often a slice was asked for.
         starts: how often the command was started.
         failures: ends of slice or job since anything came of it.
@@ -70,6 +74,7 @@ class State:
     on: str
     commit: str
     began: float
+    place: dict[str, str] = dataclasses.field(default_factory=dict)
     requests: int = 0
     starts: int = 0
     failures: int = 0
@@ -191,8 +196,8 @@ class Supervisor:
         elif look.slice == "ABSENT":
             self._state.requests += 1
             self._file.write(self._state)
-            if self._launcher.do("create", "--wait=0"):
-                self._failed("the slice was refused", 1)
+            if status := self._launcher.do("create", "--wait=0"):
+                self._failed("the slice was refused", status)
         elif look.slice != "ACTIVE":  # preempted, or the request failed
             if self._state.counted < self._state.tries:
                 self._failed(f"the slice is {look.slice}", 1)
@@ -243,7 +248,7 @@ class Supervisor:
         self._state.counted = self._state.tries
         self._file.write(self._state)
         self._say(f"{why}; {'it had come on' if came_on else 'without progress'}")
-        if status == MISTAKE and why.startswith("the job"):
+        if status == MISTAKE:
             self._end("failed", MISTAKE)
         elif self._state.failures >= self._patience.failures:
             self._say(f"gives up after {self._state.failures} failures without progress")
@@ -291,6 +296,16 @@ class Supervisor:
         if line != self._said:
             print(f"{time.strftime('%H:%M:%S')} supervise: {line}", file=sys.stderr, flush=True)
         self._said = line
+
+
+def place_of(on: str, flags: Sequence[str]) -> dict[str, str]:
+    """Where a job is, from its flags and the environment."""
+    given = {name: os.environ.get(name, "") for name in PLACE.get(on, ())}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        if (variable := name.replace("-", "_").upper()) in given:
+            given[variable] = value
+    return given
 
 
 def hear_signals() -> None:
@@ -351,12 +366,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(Launcher(known.on, [f"--job={known.job}", *flags]), command)
     file = StateFile(known.state or ROOT / "runs" / "launch" / f"{known.job}.json")
     flags = [f"--job={known.job}", *flags]
-    state = file.read()
+    state, place = file.read(), place_of(known.on, flags)
+    if missing := [name for name, value in place.items() if not value]:
+        parser.error(f"{missing[0]} is missing: export {missing[0]}=...")
     if state is None:
         commit = "" if known.on == "local" else head_commit()
-        state = State(command, flags, known.on, commit, time.time())
+        state = State(command, flags, known.on, commit, time.time(), place)
     elif (state.command, state.on) != (command, known.on):
         parser.error(f"{file.path} is of another command: give another --job or --state")
+    elif state.place != place:  # nobody would delete that slice
+        parser.error(f"the job of {file.path} is in {state.place}, not in {place}")
     state.flags = flags + ([f"--commit={state.commit}"] if state.commit else [])
     patience = Patience(**{f.name: getattr(known, f.name) for f in dataclasses.fields(Patience)})
     return Supervisor(file, state, patience, keep=known.keep).run()

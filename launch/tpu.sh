@@ -77,10 +77,10 @@ fetch() {
 }
 
 know_hosts() {
-  HOSTS=$WORKERS
-  is_dry || HOSTS=$(tpus tpu-vm describe "$TPU_NAME" --format='value(networkEndpoints.len())') ||
+  NUM_HOSTS=$WORKERS
+  is_dry || NUM_HOSTS=$(tpus tpu-vm describe "$TPU_NAME" --format='value(networkEndpoints.len())') ||
     die "no slice $TPU_NAME in $ZONE of $PROJECT: launch/tpu.sh create"
-  [[ $HOSTS =~ ^[1-9][0-9]*$ ]] || die "gcloud does not tell how many workers $TPU_NAME has: $HOSTS"
+  [[ $NUM_HOSTS =~ ^[1-9][0-9]*$ ]] || die "gcloud does not tell how many workers $TPU_NAME has: $NUM_HOSTS"
 }
 
 # On a slice JAX finds the other hosts by itself, but never guesses that there are any.

@@ -36,7 +36,7 @@ from etils import epath
 
 from robustjax.errors import UserError
 from robustjax.runtime import interrupts
-from robustjax.runtime.files import StrPath, is_remote
+from robustjax.runtime.files import StrPath, disk_trouble, is_remote
 
 FOLDER_VARIABLE = "ROBUSTJAX_MIRROR"
 """Names the folder of the local copies; ~/.cache/robustjax/mirror by default."""
@@ -51,6 +51,7 @@ _CHUNK_BYTES = 1 << 24
 _AT_ONCE = 8
 _FREEZES = 20
 _PAUSE_SECONDS = 0.05
+_TRIED_AGAIN_AFTER_SECONDS = (1.0, 5.0, 20.0)
 
 _log = logging.getLogger(__name__)
 
@@ -102,15 +103,16 @@ def workdir(address: StrPath) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder, address), _telling(address, folder):
         mirror = Mirror(address, folder)
-        mirror.bring()
+        with _reaching(address):
+            mirror.bring()
         pusher = _Pusher(mirror)
         pusher.start()
         try:
             yield folder
         finally:
             pusher.stop()
-            with interrupts.finishing():
-                mirror.push()
+            with interrupts.finishing(), _reaching(address):
+                _push_at_last(mirror)
 
 
 def brought(path: StrPath, *, may_be_new: bool = False) -> Path:
@@ -128,7 +130,7 @@ def brought(path: StrPath, *, may_be_new: bool = False) -> Path:
     if not is_remote(path):
         return Path(path)
     folder = _place(path)
-    with _telling(path, folder):
+    with _telling(path, folder), _reaching(path):
         top = epath.Path(path)
         while not (top / _NOTE).exists():
             if top.parent == top or len(top.parts) <= 3:  # '/', 'gs', the bucket
@@ -286,6 +288,23 @@ class Mirror:
         self._note = note
 
 
+def _push_at_last(mirror: Mirror) -> None:
+    """The pass at the end, when nothing writes any more; a bad connection is tried again."""
+    for seconds in _TRIED_AGAIN_AFTER_SECONDS:
+        try:
+            if mirror.push():
+                return
+            problem = "files are still being written"
+        except UserError:
+            raise
+        except Exception as error:  # an object store has exceptions of its own
+            problem = f"{type(error).__name__}: {error}"
+        _log.warning("mirror: %s; trying again", problem)
+        threading.Event().wait(seconds)
+    if not mirror.push():
+        raise UserError("files are still being written, so that the last pass could not be made")
+
+
 class _Pusher(threading.Thread):
     """Mirrors now and then; a bad connection is tried again."""
 
@@ -408,16 +427,33 @@ def _alone(folder: Path, address: StrPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _telling(address: StrPath, folder: Path) -> Iterator[None]:
-    """Errors name the address that was given, and what helps if it cannot be reached."""
+    """Errors name the address that was given, not the copy."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error).replace(str(folder), os.fspath(address))) from error
+
+
+@contextlib.contextmanager
+def _reaching(address: StrPath) -> Iterator[None]:
+    """Tells in a line what helps if the bucket cannot be reached."""
+    try:
+        yield
+    except (UserError, interrupts.PreemptedError):
+        raise
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
         raise UserError(
             f"{os.fspath(address)}: Google Cloud Storage needs gcsfs: pip install 'robustjax[gcs]'"
+        ) from error
+    except Exception as error:  # an object store has exceptions of its own
+        if disk_trouble(error):
+            raise
+        raise UserError(
+            f"{os.fspath(address)}: cannot be reached ({type(error).__name__}: {error}); check the "
+            "address and your access (gcloud auth application-default login); then the same "
+            "command goes on from the last pass"
         ) from error
 
 

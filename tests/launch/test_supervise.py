@@ -121,10 +121,13 @@ def test_only_one_looks_after_a_job(supervise, cloud):
     assert cloud.states() == {"a-slice": "ACTIVE"}
 
 
-@pytest.mark.slow
-def test_another_command_needs_another_state(supervise, cloud):
+def test_another_command_or_slice_needs_another_state(supervise, cloud):
     ended(supervise())
     assert "of another command" in ended(supervise(command=("attack", "--workdir=w")), 2)
+    err = ended(supervise(TPU_NAME="another"), 2)
+    assert "'TPU_NAME': 'a-slice'" in err and "'TPU_NAME': 'another'" in err
+    assert "is in {" in ended(supervise("--zone=elsewhere"), 2)
+    assert cloud.calls("--zone=elsewhere") == []
 
 
 @pytest.mark.slow
@@ -152,6 +155,17 @@ def test_a_mistake_of_the_users_is_not_repeated(supervise, cloud):
     cloud.behave(worker_0={"status": 2})
     ended(supervise(), 2)
     assert starts(cloud) == 1 and cloud.states() == {}
+
+
+@pytest.mark.parametrize("name", ["PROJECT", "ZONE", "TPU_NAME"])
+def test_what_is_missing_is_told_before_anything_is_done(supervise, cloud, name):
+    assert f"{name} is missing" in ended(supervise(**{name: ""}), 2)
+    assert cloud.calls() == []
+
+
+def test_a_slice_that_the_script_knows_nothing_of(supervise, cloud):
+    err = ended(supervise("--tpu-type=v99-8"), 2)
+    assert "which --runtime-version?" in err and err.count("the slice was refused") == 1
 
 
 @pytest.mark.slow

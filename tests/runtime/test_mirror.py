@@ -1,5 +1,6 @@
 """Workdirs in an object store: what is in the bucket is always some moment of the folder."""
 
+import contextlib
 import json
 import os
 import sys
@@ -146,14 +147,15 @@ class Counter:
     """A program that writes a record, then how many there are in another file."""
 
     def __init__(self, folder):
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.lock = folder, 0, threading.Lock()
 
     def step(self):
-        self.count += 1
-        with open(self.folder / "records.jsonl", "a") as records:
-            records.write(f"{self.count}\n")
-        (self.folder / ".count.tmp").write_text(str(self.count))
-        os.replace(self.folder / ".count.tmp", self.folder / "count.txt")
+        with self.lock:  # several uploads may each ask for one
+            self.count += 1
+            with open(self.folder / "records.jsonl", "a") as records:
+                records.write(f"{self.count}\n")
+            (self.folder / ".count.tmp").write_text(str(self.count))
+            os.replace(self.folder / ".count.tmp", self.folder / "count.txt")
 
 
 @pytest.fixture
@@ -248,6 +250,47 @@ def test_a_bad_connection_is_tried_again(tmp_path, monkeypatch):
             assert tried.acquire(timeout=30)
         working.set()
     assert from_bucket(tmp_path) == FIRST
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch):
+    def fail(name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(mirror, "_TRIED_AGAIN_AFTER_SECONDS", (0.0, 0.0))
+    said = r"gs://bucket/runs/one: cannot be reached \(ConnectionError: no route to host\); check"
+    with pytest.raises(UserError, match=said):
+        with workdir(ADDRESS) as folder:
+            write(folder, FIRST)
+            monkeypatch.setattr(FakeBucket, "on_change", staticmethod(fail))
+    with pytest.raises(UserError, match=said):
+        with workdir(ADDRESS):
+            raise AssertionError
+    failures = [1, 2]
+    with workdir_later(monkeypatch, failures) as folder:
+        write(folder, FIRST)
+    assert failures == [] and from_bucket(tmp_path) == FIRST
+
+
+@contextlib.contextmanager
+def workdir_later(monkeypatch, failures):
+    """A workdir whose last pass fails a few times."""
+
+    def fail_at_first(name):
+        if failures:
+            failures.pop()
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(FakeBucket, "on_change", staticmethod(lambda name: None))
+    with workdir(ADDRESS) as folder:
+        yield folder
+        monkeypatch.setattr(FakeBucket, "on_change", staticmethod(fail_at_first))
+
+
+def test_a_workdir_that_is_written_to_for_ever_is_told(monkeypatch):
+    monkeypatch.setattr(mirror, "_TRIED_AGAIN_AFTER_SECONDS", (0.0,))
+    with pytest.raises(UserError, match="files are still being written"):
+        with workdir(ADDRESS):
+            monkeypatch.setattr(Mirror, "push", lambda self: False)
 
 
 def test_two_on_one_machine_are_told():
