@@ -8,6 +8,8 @@ ENVIRONMENT = {
     # Nobody asks which TPU this machine has: it need not have any.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # The compiler takes no TPU, so there may be several of them at a time.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
