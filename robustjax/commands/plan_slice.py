@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,13 @@ def plan_on(
     config: RunConfig,
     chosen: Slice,
     prompt_tokens: int = PROMPT_TOKENS,
-    tick: Any = lambda name: None,
+    tick: Callable[[str], None] = lambda name: None,
+    left_out: Collection[str] = (),
 ) -> RunPlan:
-    """Compiles all programs of a run for a slice."""
+    """Compiles the programs of a run for a slice, but for those that are left out."""
     mesh = ahead_of_time.mesh_of(config.mesh, chosen)
-    return run_plan.plan_run(works_of(config, Layout(mesh), prompt_tokens), mesh, chosen, tick)
+    works = works_of(config, Layout(mesh), prompt_tokens)
+    return run_plan.plan_run((one for one in works if one.name not in left_out), mesh, chosen, tick)
 
 
 def works_of(config: RunConfig, layout: Layout, prompt_tokens: int) -> Iterator[Work]:

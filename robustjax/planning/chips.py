@@ -29,7 +29,8 @@ class Generation:
         link_bandwidth: bytes a second over one link to a neighbour, each way.
         dimensions: of the torus; a chip has two links in each.
         closes_at: multiples of this many chips along an axis close to a ring; others are a line.
-        devices: that the compiler takes one chip for; its memory is split between them.
+        devices: that the compiler takes one chip for; its memory is split between them. (libtpu
+            0.0.42 shows both cores of a v4, which a TPU VM joins to one device.)
         host_chips: chips of a host, as they stand in the torus.
         largest: chips of the largest slice.
     """
@@ -51,7 +52,7 @@ class Generation:
 GENERATIONS = {
     one.name: one
     for one in (
-        Generation("v4", 275e12, 32 * GIB, 1200 * GB, 50 * GB, 3, 4, 1, (2, 2, 1), 4096),
+        Generation("v4", 275e12, 32 * GIB, 1200 * GB, 50 * GB, 3, 4, 2, (2, 2, 1), 4096),
         Generation("v5e", 197e12, 16 * GIB, 819 * GB, 50 * GB, 2, 16, 1, (2, 2), 256),
         Generation("v5p", 459e12, 95 * GIB, 2765 * GB, 100 * GB, 3, 4, 1, (2, 2, 1), 6144),
         Generation("v6e", 918e12, 32 * GIB, 1640 * GB, 100 * GB, 2, 16, 1, (2, 2), 256),
@@ -100,10 +101,16 @@ class Slice:
         """Bytes of memory that one device has."""
         return self.generation.hbm_bytes // self.generation.devices
 
-    def links(self, axis: int) -> int:
-        """Over how many links a chip reaches the others along an axis: both ways in a ring."""
+    def links(self, axis: int, extent: int) -> int:
+        """Over how many links chips exchange data along an axis; both ways round if it is a ring.
+
+        Args:
+            axis: of the torus.
+            extent: how many chips of the axis take part.
+        """
         size = self.shape[axis]
-        return 0 if size == 1 else 2 if size % self.generation.closes_at == 0 else 1
+        is_ring = extent == size and size % self.generation.closes_at == 0
+        return 0 if extent == 1 else 2 if is_ring else 1
 
 
 def parse_slice(name: str) -> Slice:

@@ -1,7 +1,8 @@
 """The least time that a program can take on a slice, and what keeps it from less.
 
-Products at the peak rate, memory at the full bandwidth, every link busy: whichever of the three
-takes longest is a bound from below. Nothing reaches it; two plans compare by it nevertheless.
+Products at the peak rate, memory at the full bandwidth, collectives in rings over all links that a
+group has: whichever of the three takes longest is the bound. Sums, softmax and sorting are left
+out, and nothing reaches the peaks; two plans compare by it nevertheless.
 """
 
 import dataclasses
@@ -62,9 +63,8 @@ def bound(costs: Costs, chosen: Slice, places: Sequence[tuple[int, ...]]) -> Bou
 def _seconds(one: Collective, chosen: Slice, places: Sequence[tuple[int, ...]]) -> float:
     """Along all axes at once that the group extends over; a ring has a way back, a line has not."""
     links = sum(
-        chosen.links(axis)
+        chosen.links(axis, len({places[device][axis] for device in one.group}))
         for axis in range(len(chosen.shape))
-        if len({places[device][axis] for device in one.group}) > 1
     )
     if not links:  # devices of one chip
         return 0.0

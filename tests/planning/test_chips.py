@@ -28,8 +28,12 @@ def test_a_device_has_its_share_of_a_chips_memory():
 
 
 def test_an_axis_is_a_ring_only_where_it_closes():
-    assert [parse_slice("v5e:4x16").links(axis) for axis in (0, 1)] == [1, 2]
-    assert [parse_slice("v5p:4x4x1").links(axis) for axis in (0, 1, 2)] == [2, 2, 0]
+    assert [parse_slice("v5e:4x16").links(axis, size) for axis, size in ((0, 4), (1, 16))] == [1, 2]
+    assert [parse_slice("v5p:4x4x1").links(axis, 4) for axis in (0, 1)] == [2, 2]
+
+
+def test_chips_of_a_part_of_a_ring_are_a_line():
+    assert [parse_slice("v5e:4x16").links(1, extent) for extent in (1, 4, 16)] == [0, 1, 2]
 
 
 def test_newer_chips_of_a_kind_do_more():

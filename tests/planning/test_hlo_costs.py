@@ -90,12 +90,12 @@ def test_what_goes_round_a_ring():
 TPU_TEXT = """\
 HloModule jit_f
 
-%fused (p.0: f32[4,15,512], p.1: bf16[9,512,64]) -> f32[4,15,64] {
+%fused (p.0: f32[4,15,512], p.1: f32[9,512,64]) -> f32[4,15,64] {
   %p.0 = f32[4,15,512]{2,1,0:T(8,128)S(1)} parameter(0)
   %p.1 = f32[9,512,64]{2,1,0:T(8,128)} parameter(1)
   %i = s32[] constant(3)
   %part = f32[1,512,64]{2,1,0} dynamic-slice(%p.1, %i, %i, %i), dynamic_slice_sizes={1,512,64}
-  %flat = f32[512,64]{1,0} bitcast(%part)
+  %flat = f32[512,64,1]{2,1,0} bitcast(%part)
   ROOT %c = f32[4,15,64]{2,1,0} convolution(%p.0, %flat), window={size=1}, \
 dim_labels=0bf_io0->0bf, operand_precision={highest,highest}
 }
