@@ -37,6 +37,7 @@ usage: robustjax COMMAND [--flags]
   plan      what a run takes on a TPU slice, compiled for it without one
               robustjax plan --config=configs/attack.py:point=pythia-12b --topology=v5e:4x4 \\
                   --workdir=runs/plan
+              --suggest looks for the cheapest mesh, batch and pass of an attack
               --local proposes the largest batch of an attack for the device that is here
   report    figures, tables and fits from the records of one or more workdirs
               robustjax report runs/demo --out=report
@@ -134,17 +135,19 @@ def _plan(arguments: list[str]) -> int:
     for_tpu_compiler()  # before the config is read, which imports jax
     values, given = parse_config(arguments, _define_slice_flags)
     from robustjax.commands.plan_slice import SliceRequest, run_config_class, run_slice_plan
+    from robustjax.commands.plan_suggest import run_suggest
 
     if given.topology:
         values["topology"] = given.topology
     request = SliceRequest(given.price, given.prompt_tokens)
-    command = functools.partial(run_slice_plan, request=request)
+    command = functools.partial(run_suggest if given.suggest else run_slice_plan, request=request)
     return _run(command, run_config_class(values), values, given.workdir)
 
 
 def _define_slice_flags(values: flags.FlagValues) -> None:
     text = functools.partial(flags.DEFINE_string, flag_values=values)
     text("topology", "", "a TPU slice, as v5e:4x4; empty takes the scaling point's own")
+    flags.DEFINE_bool("suggest", False, "looks for the cheapest plan", flag_values=values)
     flags.DEFINE_float("price", 0.0, "of a chip for an hour", flag_values=values)
     flags.DEFINE_integer(
         "prompt_tokens", 1000, "of the longest prompts, if no model is there", flag_values=values

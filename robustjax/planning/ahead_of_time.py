@@ -31,6 +31,10 @@ HBM_SHARE = 0.9
 and for buffers that do not lie gap to gap."""
 
 
+class TooLargeError(UserError):
+    """A program that does not fit the memory of a device."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """A program compiled for a slice; bytes and FLOPs are one device's.
@@ -43,6 +47,7 @@ class Compiled:
         costs: of one run.
         bound: the least time of one run.
         seconds_compile: what compiling took here.
+        results_layout: shardings of what it returns.
         text: the program.
     """
 
@@ -53,6 +58,7 @@ class Compiled:
     costs: Costs
     bound: Bound
     seconds_compile: float
+    results_layout: Any
     text: str = dataclasses.field(repr=False)
 
     @property
@@ -116,13 +122,21 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
     """Compiles a program whose arguments are laid out on the mesh.
 
     Raises:
-        UserError: it does not fit the memory.
+        TooLargeError: it does not fit the memory.
     """
     # A jitted function brings its own layouts and donations; another one gets none.
     lower = getattr(program.function, "lower", None) or jax.jit(program.function).lower
     lowered = lower(*program.arguments)
     started = time.perf_counter()
-    compiled = lowered.compile(compiler_options=_QUICKLY)
+    try:
+        compiled = lowered.compile(compiler_options=_QUICKLY)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise TooLargeError(
+            f"a device of {chosen.name} has too little memory: {_first_sentence(error)}; take more "
+            "chips, split weights further (config.mesh), or lower batch and chunk"
+        ) from error
     seconds = time.perf_counter() - started
     text = compiled.as_text()
     memory = compiled.memory_analysis()
@@ -135,5 +149,10 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
         costs=costs,
         bound=roofline.bound(costs, chosen, places_of(mesh)),
         seconds_compile=seconds,
+        results_layout=compiled.output_shardings,
         text=text,
     )
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ").strip(" .")
