@@ -7,6 +7,7 @@ Compiles the attack (GCG) and the training of each point for the slice that its 
 ``benchmarks/results/plans.json``; with names, of these points only. No TPU is needed.
 """
 
+import importlib.metadata
 import sys
 import time
 from typing import Any
@@ -24,6 +25,7 @@ from robustjax.commands.plan_slice import plan_on, slice_of  # noqa: E402
 from robustjax.settings import build  # noqa: E402
 
 NAME = "plans"
+LIBTPU = importlib.metadata.version("libtpu")
 
 
 def main(points: list[str]) -> None:
@@ -32,7 +34,7 @@ def main(points: list[str]) -> None:
         started = time.perf_counter()
         rows[point] = measure(point)
         ordered = [rows[name] for name in PUBLISHED_POINTS if name in rows]
-        write_results(NAME, as_results(ordered, rounds=1))
+        write_results(NAME, as_results(ordered, rounds=1, libtpu=LIBTPU))
         print(f"{point}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 

@@ -7,6 +7,7 @@ chips, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No TP
 """
 
 import dataclasses
+import importlib.metadata
 import sys
 from typing import Any
 
@@ -28,6 +29,7 @@ SLICES = ("v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")
 TENSOR = (4, 8)
 EXAMPLES, PROMPT_TOKENS = 64, 384
 ONCE = ("encode_prefix", "answer")
+LIBTPU = importlib.metadata.version("libtpu")
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
                 rows.append(measure(topology, tensor))
                 rows.sort(key=lambda row: (row["chips"], row["mesh"]["tensor"]))
                 settings = {"point": POINT, "examples": EXAMPLES, "prompt_tokens": PROMPT_TOKENS}
-                write_results(NAME, as_results(rows, rounds=1, **settings))
+                write_results(NAME, as_results(rows, rounds=1, libtpu=LIBTPU, **settings))
 
 
 def measure(topology: str, tensor: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Module(NamedTuple):
 
     def _constants(self, computation: str) -> Iterator[str]:
         for one in self.computations[computation]:
-            if one.opcode == "constant" and one.type_text.startswith("s32[]"):
+            if one.opcode == "constant" and one.type_text.startswith(("s32[]", "u32[]")):
                 yield one.operands[0]
             elif one.called and one.called != computation:
                 yield from self._constants(one.called)

@@ -1,0 +1,146 @@
+"""Published scaling points, compiled for their default slices: they fit, and what they exchange."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from benchmarks.results import read_results
+from configs import attack, finetune
+from robustjax.commands.attack import AttackRunConfig
+from robustjax.commands.finetune import FinetuneRunConfig
+from robustjax.commands.plan_slice import plan_on, slice_of
+from robustjax.models import registry
+from robustjax.models.layers import Numerics
+from robustjax.models.transformer import Definition
+from robustjax.planning import ahead_of_time
+from robustjax.planning.chips import parse_slice
+from robustjax.planning.environment import ENVIRONMENT
+from robustjax.planning.work import Layout, answer_work
+from robustjax.runtime.mesh import MeshConfig
+from robustjax.settings import build
+
+pytestmark = pytest.mark.slow
+
+POINTS = ("pythia-70m", "pythia-12b", "qwen2.5-14b")
+KINDS = {"attack": (attack, AttackRunConfig), "training": (finetune, FinetuneRunConfig)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        # Rank promotion is raised by the tests' setting; the search promotes nowhere.
+        yield
+
+
+@functools.cache
+def plan(point, kind):
+    """The plan of a point's attack or training, without what answers whole texts."""
+    module, settings = KINDS[kind]
+    config = build(settings, module.get_config(f"point={point},task=imdb").to_dict(), "config")
+    return plan_on(config, slice_of(config), left_out=("answer",))
+
+
+def program(plan, name):
+    return next(one for one in plan.programs if one.work.name == name)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_point_fits_its_slice_as_the_table_says(point, kind):
+    found = plan(point, kind)
+    assert found.fits and found.peak <= 0.9 * found.chosen.device_hbm
+    rows = {row["point"]: row for row in read_results("plans")["rows"]}
+    kept = rows[point][kind]
+    assert (kept["topology"], kept["mesh"]) == (found.chosen.name, dict(found.mesh))
+    for one in found.programs:
+        row = kept["programs"][one.work.name]
+        assert one.compiled.peak == pytest.approx(row["peak"] - row["beside"], rel=0.05)
+        assert one.compiled.costs.total_flops == pytest.approx(row["flops"], rel=0.01)
+
+
+def test_no_weight_and_no_cache_is_gathered_in_an_attack_on_pythia_12b():
+    shape = registry.scaling_point("pythia-12b").config
+    found = plan("pythia-12b", "attack")
+    data, tensor = found.mesh["data"], found.mesh["tensor"]
+    assert (data, tensor) == (4, 4)
+    rows = 16 // data
+    for name in ("propose", "score_replacements"):
+        costs = program(found, name).compiled.costs
+        inside = [one for one in costs.collectives if one.is_in_loop]
+        assert {one.kind for one in inside} == {"all-reduce"}, name
+        # Sums of activations, over the chips that share the weights.
+        assert {len(one.group) for one in inside} == {tensor}
+        gathered = [one for one in costs.collectives if "gather" in one.kind]
+        most = rows * data * 10 * 256 * 4  # the best tokens of each place: 256 of each part
+        assert all(one.bytes <= tensor * most for one in gathered), name
+    smallest_weight = shape.width * shape.width * 2 // tensor
+    for one in program(found, "score_replacements").compiled.costs.collectives:
+        assert one.kind == "all-reduce"
+        assert f"[{shape.vocab}" not in one.shape and f",{shape.vocab}" not in one.shape
+        assert smallest_weight  # named for the reader: a layer's least matrix on one chip
+
+
+def test_gradients_of_tokens_are_compared_where_they_are():
+    """Of the scores of a vocabulary no chip gets more than its own part, once."""
+    shape = registry.scaling_point("pythia-12b").config
+    costs = program(plan("pythia-12b", "attack"), "propose").compiled.costs
+    whole = 4 * 10 * shape.vocab * 4  # of the examples of one chip
+    assert sum(one.sent for one in costs.collectives if not one.is_in_loop) < 2 * whole
+
+
+def test_a_prefix_is_cached_by_examples_and_heads():
+    found = plan("pythia-12b", "attack")
+    cache = program(found, "encode_prefix").compiled.results_layout
+    wanted = PartitionSpec(None, "data", None, "tensor")
+    assert cache.keys.spec == cache.values.spec == wanted
+    kept = program(found, "propose").compiled.results_layout[1]
+    assert kept.keys.spec == kept.values.spec == wanted
+
+
+def test_bytes_of_collectives_a_candidate_are_those_of_two_sums_a_layer():
+    shape = registry.scaling_point("pythia-12b").config
+    one = program(plan("pythia-12b", "attack"), "score_replacements").compiled
+    candidates = 4 * 128  # of the examples of one chip
+    sent = sum(one.costs.sent.values()) / candidates
+    tail = 18  # slot, and room for what follows
+    least, most = (
+        2 * shape.layers * tokens * shape.width * 4 * 2 * 3 / 4 for tokens in (tail - 9, tail)
+    )
+    assert least < sent < most
+
+
+@functools.cache
+def asked(layers, scanned):
+    """What answers texts, for a model of so many layers."""
+    shape = dataclasses.replace(registry.scaling_point("pythia-410m").config, layers=layers)
+    numerics = Numerics("bfloat16", "bfloat16", "float32", "default")
+    definition = Definition(shape, numerics=numerics, scanned=scanned)
+    chosen = parse_slice("v5e:2x2")
+    mesh = ahead_of_time.mesh_of(MeshConfig(1, 1, 4), chosen)
+    work = answer_work(definition, 4, 128, Layout(mesh))
+    lowered = jax.jit(work.program.function).lower(*work.program.arguments)
+    flops = lowered.compile().cost_analysis()["flops"] if not scanned else math.nan
+    return ahead_of_time.compile_for(work.program, mesh, chosen), flops
+
+
+def test_a_scan_costs_what_the_difference_of_two_layers_tells():
+    """XLA counts a scanned layer once, and layers written out each: their difference is one."""
+    (one, flops_of_one), (two, flops_of_two) = asked(1, False), asked(2, False)
+    whole, _ = asked(8, True)
+    xla = flops_of_one + 7 * (flops_of_two - flops_of_one)
+    assert whole.costs.total_flops == pytest.approx(xla, rel=0.02)
+    ours = one.costs.total_flops + 7 * (two.costs.total_flops - one.costs.total_flops)
+    assert whole.costs.total_flops == pytest.approx(ours, rel=1e-6)
+
+    def sent(compiled):
+        return sum(compiled.costs.sent.values())
+
+    assert sent(whole) == pytest.approx(sent(one) + 7 * (sent(two) - sent(one)), rel=0.01)
+    assert jnp.isnan(asked(8, True)[1])
