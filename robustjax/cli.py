@@ -133,7 +133,7 @@ def _plan(arguments: list[str]) -> int:
     from robustjax.planning.environment import for_tpu_compiler
 
     for_tpu_compiler()  # before the config is read, which imports jax
-    values, given = parse_config(arguments, _define_slice_flags)
+    values, given = parse_config(arguments, define_slice_flags)
     from robustjax.commands.plan_slice import SliceRequest, run_config_class, run_slice_plan
     from robustjax.commands.plan_suggest import run_suggest
 
@@ -144,7 +144,8 @@ def _plan(arguments: list[str]) -> int:
     return _run(command, run_config_class(values), values, given.workdir)
 
 
-def _define_slice_flags(values: flags.FlagValues) -> None:
+def define_slice_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of plans for a TPU slice."""
     text = functools.partial(flags.DEFINE_string, flag_values=values)
     text("topology", "", "a TPU slice, as v5e:4x4; empty takes the scaling point's own")
     flags.DEFINE_bool("suggest", False, "looks for the cheapest plan", flag_values=values)

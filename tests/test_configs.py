@@ -8,7 +8,7 @@ import pytest
 
 import configs.attack
 from configs.common import parse_arg
-from configs.points import NANO, ROUNDS
+from configs.points import NANO, PUBLISHED_POINTS, ROUNDS
 from robustjax.attacks.search import ATTACKS
 from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
@@ -16,6 +16,9 @@ from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.tasks import TASKS
 from robustjax.evaluation.transfer import cells, spaced_rounds
 from robustjax.models import registry
+from robustjax.models.layers import Numerics
+from robustjax.planning.chips import parse_slice
+from robustjax.runtime.mesh import MeshConfig
 from robustjax.settings import StudyConfig, build
 from robustjax.training.embedding import EmbeddingAttack
 from robustjax.training.schedule import AttackSchedule
@@ -186,3 +189,30 @@ def test_the_paper_s_plan_of_a_scaling_point(point, rounds):
     ]
     with_beast = build_study("study", f"point={point},sampler=models/lm").evaluation
     assert with_beast.companion == "models/lm" and "beast" in with_beast.attacks
+
+
+@pytest.mark.parametrize("point", PUBLISHED_POINTS)
+def test_a_published_point_runs_as_its_row_says(point):
+    row = PUBLISHED_POINTS[point]
+    chosen = parse_slice(row["topology"])
+    attack = build_config("attack", f"point={point}")
+    hardening = build_config("advtrain", f"point={point}")
+    training = build_config("finetune", f"point={point}")
+    shape = registry.scaling_point(point).config
+    for config, fsdp in ((attack, 1), (hardening, row["fsdp"]), (training, row["fsdp"])):
+        assert config.topology == row["topology"]
+        assert config.mesh == MeshConfig(-1, fsdp, row["tensor"])
+        assert chosen.devices % (fsdp * row["tensor"]) == 0
+    # Whole heads on every device, and whole rows of a batch.
+    assert shape.heads % row["tensor"] == 0 == shape.key_value_heads % row["tensor"]
+    assert row["batch_size"] % (chosen.devices // row["tensor"]) == 0
+    assert attack.attack.candidate_chunk == row["candidate_chunk"]
+    assert attack.search.batch_size == row["batch_size"]
+    assert attack.model.numerics == Numerics(**row["numerics"])
+    assert hardening.model.numerics == training.model.numerics == Numerics(**row["train_numerics"])
+    assert training.model.numerics.param_dtype == "float32"
+    assert training.finetune.train.microbatch_size == row["microbatch_size"]
+
+
+def test_every_published_point_has_a_row():
+    assert set(PUBLISHED_POINTS) == set(ROUNDS)

@@ -5,7 +5,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -35,7 +34,6 @@ def compiler():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        # Rank promotion is raised by the tests' setting; the search promotes nowhere.
         yield
 
 
@@ -65,26 +63,21 @@ def test_a_point_fits_its_slice_as_the_table_says(point, kind):
         assert one.compiled.costs.total_flops == pytest.approx(row["flops"], rel=0.01)
 
 
-def test_no_weight_and_no_cache_is_gathered_in_an_attack_on_pythia_12b():
+@pytest.mark.parametrize("name", ["propose", "score_replacements"])
+def test_no_weight_and_no_cache_is_gathered_in_an_attack_on_pythia_12b(name):
     shape = registry.scaling_point("pythia-12b").config
     found = plan("pythia-12b", "attack")
-    data, tensor = found.mesh["data"], found.mesh["tensor"]
-    assert (data, tensor) == (4, 4)
-    rows = 16 // data
-    for name in ("propose", "score_replacements"):
-        costs = program(found, name).compiled.costs
-        inside = [one for one in costs.collectives if one.is_in_loop]
-        assert {one.kind for one in inside} == {"all-reduce"}, name
-        # Sums of activations, over the chips that share the weights.
-        assert {len(one.group) for one in inside} == {tensor}
-        gathered = [one for one in costs.collectives if "gather" in one.kind]
-        most = rows * data * 10 * 256 * 4  # the best tokens of each place: 256 of each part
-        assert all(one.bytes <= tensor * most for one in gathered), name
-    smallest_weight = shape.width * shape.width * 2 // tensor
-    for one in program(found, "score_replacements").compiled.costs.collectives:
-        assert one.kind == "all-reduce"
-        assert f"[{shape.vocab}" not in one.shape and f",{shape.vocab}" not in one.shape
-        assert smallest_weight  # named for the reader: a layer's least matrix on one chip
+    tensor = found.mesh["tensor"]
+    collectives = program(found, name).compiled.costs.collectives
+    # Within layers only sums of activations, over the chips that share the weights.
+    inside = [one for one in collectives if one.is_in_loop]
+    assert {(one.kind, len(one.group)) for one in inside} == {("all-reduce", tensor)}
+    # Of all else nothing is as large as a chip's part of a layer's least matrix, or of its cache.
+    least = min(shape.width**2 * 2 // tensor, 4 * 1024 * shape.width * 2 // tensor)
+    others = [one for one in collectives if one.kind != "all-reduce"]
+    assert all(one.bytes < least for one in others)
+    if name == "score_replacements":
+        assert not others
 
 
 def test_gradients_of_tokens_are_compared_where_they_are():
@@ -143,4 +136,3 @@ def test_a_scan_costs_what_the_difference_of_two_layers_tells():
         return sum(compiled.costs.sent.values())
 
     assert sent(whole) == pytest.approx(sent(one) + 7 * (sent(two) - sent(one)), rel=0.01)
-    assert jnp.isnan(asked(8, True)[1])
