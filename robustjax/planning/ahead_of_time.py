@@ -4,9 +4,12 @@ libtpu holds TPUs' compiler and runs on any x86 Linux machine. It wants a proces
 `environment.for_tpu_compiler` called before jax is imported; all that is run there runs on the CPU.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
+import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -129,7 +132,8 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
     lowered = lower(*program.arguments)
     started = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=_QUICKLY)
+        with _kept_nowhere():
+            compiled = lowered.compile(compiler_options=_QUICKLY)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -152,6 +156,18 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
         results_layout=compiled.output_shardings,
         text=text,
     )
+
+
+@contextlib.contextmanager
+def _kept_nowhere() -> Iterator[None]:
+    """Keeps what is compiled out of the cache on the disk: without a TPU nothing can read it."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _first_sentence(error: Exception) -> str:
