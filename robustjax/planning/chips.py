@@ -13,7 +13,7 @@ import re
 
 from robustjax.errors import UserError
 
-GB = 10**9
+GB = 1e9
 GIB = 2**30
 
 

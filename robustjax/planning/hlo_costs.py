@@ -56,7 +56,7 @@ class Collective:
     def sent(self) -> float:
         """Bytes that a device sends, if data goes round in a ring; all runs together."""
         size = len(self.group)
-        share = _RING.get(self.kind, 1) * (size - 1) / size if self.kind in _RING else 1
+        share = _RING[self.kind] * (size - 1) / size if self.kind in _RING else 1.0
         return self.times * self.bytes * share
 
 
@@ -101,14 +101,14 @@ def costs_of(module: Module, devices: int) -> Costs:
     """
     counter = _Counter(module, devices)
     counter.computation(module.entry, 1, is_in_loop=False)
-    return Costs(dict(counter.flops), counter.bytes, tuple(counter.collectives))
+    return Costs(dict(counter.flops), float(counter.bytes), tuple(counter.collectives))
 
 
 class _Counter:
     def __init__(self, module: Module, devices: int):
         self._module, self._devices = module, devices
         self.flops: dict[int, float] = collections.defaultdict(float)
-        self.bytes = 0.0
+        self.bytes = 0
         self.collectives: list[Collective] = []
 
     def computation(
@@ -180,7 +180,7 @@ class _Counter:
                     Collective("reduce-scatter", whole, tuple(groups[0]), times, shape, is_in_loop)
                 )
 
-    def _moved(self, one: Instruction, operands: Sequence[Instruction]) -> float:
+    def _moved(self, one: Instruction, operands: Sequence[Instruction]) -> int:
         """Bytes between the main memory and the device in one run of an instruction."""
         if one.opcode == "copy-start":  # its result names the copy, what is copied, and a flag
             return sum(_far(operand) for operand in operands) + _far_of(one.buffers[:1])
@@ -197,7 +197,7 @@ class _Counter:
             return self._moved_by_fusion(one, operands)
         return _far(one) + sum(map(_far, operands))
 
-    def _moved_by_fusion(self, one: Instruction, operands: Sequence[Instruction]) -> float:
+    def _moved_by_fusion(self, one: Instruction, operands: Sequence[Instruction]) -> int:
         """Of what is only sliced inside no more is read, of what is updated no more written."""
         assert one.called is not None
         read = sum(
@@ -208,14 +208,14 @@ class _Counter:
             size for size, buffer in zip(written, one.buffers, strict=True) if not buffer.is_near
         )
 
-    def _read(self, computation: str, place: int) -> float:
+    def _read(self, computation: str, place: int) -> int:
         """Bytes that a fused computation reads of its parameter."""
         inside = self._module.computations[computation]
         given = next(
             one for one in inside if one.opcode == "parameter" and one.operands == (str(place),)
         )
-        whole = float(sum(buffer.bytes for buffer in given.buffers))
-        names, total = {given.name}, 0.0
+        whole = sum(buffer.bytes for buffer in given.buffers)
+        names, total = {given.name}, 0
         for one in inside:  # each after what it is applied to
             places = [i for i, operand in enumerate(one.operands) if operand in names]
             if not places:
@@ -230,21 +230,21 @@ class _Counter:
                 return whole
         return min(total, whole)
 
-    def _written(self, computation: str) -> list[float]:
+    def _written(self, computation: str) -> list[int]:
         """Bytes that a fused computation writes to each array of its result."""
         inside = {one.name: one for one in self._module.computations[computation]}
         root = next(one for one in inside.values() if one.is_root)
 
-        def sizes(one: Instruction) -> list[float]:
+        def sizes(one: Instruction) -> list[int]:
             if one.opcode == "bitcast" and one.operands[0] in inside:
                 return sizes(inside[one.operands[0]])
             if one.opcode == "tuple":
                 return [size for operand in one.operands for size in sizes(inside[operand])]
             if one.opcode == "dynamic-update-slice":
-                return [float(sum(b.bytes for b in inside[one.operands[1]].buffers))]
+                return [sum(b.bytes for b in inside[one.operands[1]].buffers)]
             if one.opcode == "fusion" and one.called:
                 return self._written(one.called)
-            return [float(buffer.bytes) for buffer in one.buffers]
+            return [buffer.bytes for buffer in one.buffers]
 
         return sizes(root)
 

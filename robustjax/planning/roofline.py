@@ -7,6 +7,7 @@ out, and nothing reaches the peaks; two plans compare by it nevertheless.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -56,7 +57,7 @@ def bound(costs: Costs, chosen: Slice, places: Sequence[tuple[int, ...]]) -> Bou
     return Bound(
         compute=passes * share / one.flops,
         memory=costs.bytes * share / one.hbm_bandwidth,
-        interconnect=sum(_seconds(each, chosen, places) for each in costs.collectives),
+        interconnect=math.fsum(_seconds(each, chosen, places) for each in costs.collectives),
     )
 
 

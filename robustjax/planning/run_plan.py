@@ -179,5 +179,5 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _gib(count: float) -> str:
+def _gib(count: int | float) -> str:
     return f"{count / 2**30:.3f} GiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
