@@ -59,7 +59,7 @@ def measure(topology: str, tensor: int) -> dict[str, Any]:
     config = dataclasses.replace(config, search=search, attack=one)
     chosen = slice_of(config)
     row: dict[str, Any] = {"topology": topology, "chips": chosen.chips}
-    mesh = {"data": chosen.devices // tensor, "fsdp": 1, "tensor": tensor}
+    mesh = {"data": chosen.chips // tensor, "fsdp": 1, "tensor": tensor}
     try:
         plan = plan_on(config, chosen, PROMPT_TOKENS, left_out=ONCE)
     except TooLargeError:

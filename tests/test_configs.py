@@ -202,10 +202,10 @@ def test_a_published_point_runs_as_its_row_says(point):
     for config, fsdp in ((attack, 1), (hardening, row["fsdp"]), (training, row["fsdp"])):
         assert config.topology == row["topology"]
         assert config.mesh == MeshConfig(-1, fsdp, row["tensor"])
-        assert chosen.devices % (fsdp * row["tensor"]) == 0
+        assert chosen.chips % (fsdp * row["tensor"]) == 0
     # Whole heads on every device, and whole rows of a batch.
     assert shape.heads % row["tensor"] == 0 == shape.key_value_heads % row["tensor"]
-    assert row["batch_size"] % (chosen.devices // row["tensor"]) == 0
+    assert row["batch_size"] % (chosen.chips // row["tensor"]) == 0
     assert attack.attack.candidate_chunk == row["candidate_chunk"]
     assert attack.search.batch_size == row["batch_size"]
     assert attack.model.numerics == Numerics(**row["numerics"])

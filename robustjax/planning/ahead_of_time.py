@@ -89,17 +89,19 @@ def mesh_of(config: MeshConfig, chosen: Slice) -> Mesh:
     Raises:
         UserError: the compiler does not know the slice, or the mesh does not fit it.
     """
-    bounds = (*chosen.host_chips, 1, 1)[:3]
+    options: dict[str, Any] = {"chips_per_host_bounds": (*chosen.host_chips, 1, 1)[:3]}
+    if chosen.generation.chip_config:
+        options["chip_config_name"] = chosen.generation.chip_config
     try:
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=chosen.name, chips_per_host_bounds=bounds
+            platform="tpu", topology_name=chosen.name, **options
         )
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"topology {chosen.name}: {str(error).splitlines()[0]}") from error
-    if len(topology.devices) != chosen.devices:
+    if len(topology.devices) != chosen.chips:
         raise UserError(
-            f"topology {chosen.name}: the compiler shows {len(topology.devices)} devices for "
-            f"{chosen.chips} chips, not {chosen.devices}; another version of libtpu may agree"
+            f"topology {chosen.name}: the compiler shows {len(topology.devices)} devices for its "
+            f"{chosen.chips} chips; take the version of libtpu that goes with this jax"
         )
     try:
         mesh = make_mesh(config, topology.devices)
@@ -108,9 +110,9 @@ def mesh_of(config: MeshConfig, chosen: Slice) -> Mesh:
             f"config.mesh: {config.sizes} is not made of whole axes of {chosen.name}, which only "
             "v5e can do without; choose sizes that are products of its axes"
         ) from error
-    if mesh.size != chosen.devices:
+    if mesh.size != chosen.chips:
         raise UserError(
-            f"config.mesh takes {mesh.size} of the {chosen.devices} devices of {chosen.name}; set "
+            f"config.mesh takes {mesh.size} of the {chosen.chips} devices of {chosen.name}; set "
             "one of its axes to -1, or take a smaller slice"
         )
     return mesh

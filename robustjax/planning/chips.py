@@ -29,8 +29,8 @@ class Generation:
         link_bandwidth: bytes a second over one link to a neighbour, each way.
         dimensions: of the torus; a chip has two links in each.
         closes_at: multiples of this many chips along an axis close to a ring; others are a line.
-        devices: that the compiler takes one chip for; its memory is split between them. (libtpu
-            0.0.42 shows both cores of a v4, which a TPU VM joins to one device.)
+        chip_config: what makes the compiler take a chip of two cores for one device, as TPU VMs do;
+            empty where it does so anyway. Every device is a chip then.
         host_chips: chips of a host, as they stand in the torus.
         largest: chips of the largest slice.
     """
@@ -42,7 +42,7 @@ class Generation:
     link_bandwidth: float
     dimensions: int
     closes_at: int
-    devices: int
+    chip_config: str
     host_chips: tuple[int, ...]
     largest: int
 
@@ -52,10 +52,10 @@ class Generation:
 GENERATIONS = {
     one.name: one
     for one in (
-        Generation("v4", 275e12, 32 * GIB, 1200 * GB, 50 * GB, 3, 4, 2, (2, 2, 1), 4096),
-        Generation("v5e", 197e12, 16 * GIB, 819 * GB, 50 * GB, 2, 16, 1, (2, 2), 256),
-        Generation("v5p", 459e12, 95 * GIB, 2765 * GB, 100 * GB, 3, 4, 1, (2, 2, 1), 6144),
-        Generation("v6e", 918e12, 32 * GIB, 1640 * GB, 100 * GB, 2, 16, 1, (2, 2), 256),
+        Generation("v4", 275e12, 32 * GIB, 1200 * GB, 50 * GB, 3, 4, "megacore", (2, 2, 1), 4096),
+        Generation("v5e", 197e12, 16 * GIB, 819 * GB, 50 * GB, 2, 16, "", (2, 2), 256),
+        Generation("v5p", 459e12, 95 * GIB, 2765 * GB, 100 * GB, 3, 4, "", (2, 2, 1), 6144),
+        Generation("v6e", 918e12, 32 * GIB, 1640 * GB, 100 * GB, 2, 16, "", (2, 2), 256),
     )
 }
 
@@ -82,24 +82,14 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many."""
+        """How many; each is one device of a mesh."""
         return math.prod(self.shape)
-
-    @property
-    def devices(self) -> int:
-        """That a mesh is made of."""
-        return self.chips * self.generation.devices
 
     @property
     def host_chips(self) -> tuple[int, ...]:
         """Chips of each host along each axis; a slice may be smaller than a host."""
         pairs = zip(self.shape, self.generation.host_chips, strict=True)
         return tuple(min(there, most) for there, most in pairs)
-
-    @property
-    def device_hbm(self) -> int:
-        """Bytes of memory that one device has."""
-        return self.generation.hbm_bytes // self.generation.devices
 
     def links(self, axis: int, extent: int) -> int:
         """Over how many links chips exchange data along an axis; both ways round if it is a ring.

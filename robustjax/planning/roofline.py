@@ -52,11 +52,10 @@ def bound(costs: Costs, chosen: Slice, places: Sequence[tuple[int, ...]]) -> Bou
         places: where in the torus each device of the mesh stands, the mesh flattened.
     """
     one = chosen.generation
-    share = one.devices  # a chip's rates are split between its devices
     passes = sum(count * flops for count, flops in costs.flops.items())
     return Bound(
-        compute=passes * share / one.flops,
-        memory=costs.bytes * share / one.hbm_bandwidth,
+        compute=passes / one.flops,
+        memory=costs.bytes / one.hbm_bandwidth,
         interconnect=math.fsum(_seconds(each, chosen, places) for each in costs.collectives),
     )
 
@@ -67,8 +66,6 @@ def _seconds(one: Collective, chosen: Slice, places: Sequence[tuple[int, ...]]) 
         chosen.links(axis, len({places[device][axis] for device in one.group}))
         for axis in range(len(chosen.shape))
     )
-    if not links:  # devices of one chip
-        return 0.0
     sent = one.sent
     if one.kind in ("all-to-all", "ragged-all-to-all"):
         # Each part goes a quarter of the way round on average.

@@ -58,7 +58,7 @@ class RunPlan:
     @property
     def fits(self) -> bool:
         """Whether that leaves a tenth of the memory free."""
-        return self.peak <= HBM_SHARE * self.chosen.device_hbm
+        return self.peak <= HBM_SHARE * self.chosen.generation.hbm_bytes
 
     @property
     def chip_hours(self) -> float:
@@ -76,7 +76,7 @@ class RunPlan:
             "topology": self.chosen.name,
             "chips": self.chosen.chips,
             "mesh": dict(self.mesh),
-            "hbm": self.chosen.device_hbm,
+            "hbm": self.chosen.generation.hbm_bytes,
             "peak": self.peak,
             "fits": self.fits,
             "chip_hours": self.chip_hours,

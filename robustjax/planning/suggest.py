@@ -72,7 +72,7 @@ def suggest(
     Raises:
         UserError: nothing fits.
     """
-    room = HBM_SHARE * chosen.device_hbm
+    room = HBM_SHARE * chosen.generation.hbm_bytes
     best: Suggestion | None = None
     compiled = left_out = 0
     for mesh in meshes(shape, chosen):
@@ -106,9 +106,9 @@ def suggest(
 def meshes(shape: ModelConfig, chosen: Slice) -> Iterator[MeshConfig]:
     """Meshes on a slice that split weights over 1, 2, 4, ... devices and examples over the rest."""
     tensor = 1
-    while tensor <= chosen.devices:
-        if not (chosen.devices % tensor or shape.heads % tensor or shape.key_value_heads % tensor):
-            yield MeshConfig(chosen.devices // tensor, 1, tensor)
+    while tensor <= chosen.chips:
+        if not (chosen.chips % tensor or shape.heads % tensor or shape.key_value_heads % tensor):
+            yield MeshConfig(chosen.chips // tensor, 1, tensor)
         tensor *= 2
 
 

@@ -28,5 +28,5 @@ def compiled(peak: int, seconds: float) -> Compiled:
 def plan_of(chosen: Slice, peak: int, seconds: float, runs: int = 1, beside: int = 0) -> RunPlan:
     """A plan of one program."""
     work = Work("only", Program(len, ()), runs, beside=beside)
-    sizes = {"data": chosen.devices, "fsdp": 1, "tensor": 1}
+    sizes = {"data": chosen.chips, "fsdp": 1, "tensor": 1}
     return RunPlan(chosen, sizes, [Planned(work, compiled(peak, seconds))])

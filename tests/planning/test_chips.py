@@ -3,28 +3,23 @@
 import pytest
 
 from robustjax.errors import UserError
-from robustjax.planning.chips import GENERATIONS, GIB, parse_slice
+from robustjax.planning.chips import GENERATIONS, parse_slice
 
 
 @pytest.mark.parametrize(
-    ("name", "chips", "devices", "host_chips"),
+    ("name", "chips", "host_chips"),
     [
-        ("v5e:1x1", 1, 1, (1, 1)),
-        ("v5e:4x4", 16, 16, (2, 2)),
-        ("v6e:16x16", 256, 256, (2, 2)),
-        ("v4:2x2x1", 4, 8, (2, 2, 1)),
-        ("v5p:4x4x8", 128, 128, (2, 2, 1)),
+        ("v5e:1x1", 1, (1, 1)),
+        ("v5e:4x4", 16, (2, 2)),
+        ("v6e:16x16", 256, (2, 2)),
+        ("v4:2x2x1", 4, (2, 2, 1)),
+        ("v5p:4x4x8", 128, (2, 2, 1)),
     ],
 )
-def test_a_slice_is_its_chips(name, chips, devices, host_chips):
+def test_a_slice_is_its_chips(name, chips, host_chips):
     chosen = parse_slice(name)
-    assert (chosen.name, chosen.chips, chosen.devices) == (name, chips, devices)
+    assert (chosen.name, chosen.chips) == (name, chips)
     assert chosen.host_chips == host_chips
-
-
-def test_a_device_has_its_share_of_a_chips_memory():
-    assert parse_slice("v5e:2x2").device_hbm == 16 * GIB
-    assert parse_slice("v4:2x2x1").device_hbm == 16 * GIB  # two devices share 32 GiB
 
 
 def test_an_axis_is_a_ring_only_where_it_closes():

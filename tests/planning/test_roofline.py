@@ -47,12 +47,3 @@ def test_a_ring_has_a_way_back():
     places = [(*place, 0) for place in PLACES]
     found = of(collectives=[LINE], chosen=ring, places=places)
     assert found.interconnect == pytest.approx(2 * 4e6 * 3 / 4 / (2 * 100e9))
-
-
-def test_devices_share_a_chips_rates():
-    chip = parse_slice("v4:2x2x1")
-    places = [(x, y, 0) for x in range(2) for y in range(2) for _ in range(2)]
-    found = of({1: 275e12}, chosen=chip, places=places)
-    assert found.compute == pytest.approx(2.0)
-    within = Collective("all-reduce", 4_000_000, (0, 1), 1, "", False)
-    assert of(collectives=[within], chosen=chip, places=places).interconnect == 0.0

@@ -18,7 +18,7 @@ def test_chip_hours_are_of_all_runs_and_chips():
 
 
 def test_a_tenth_of_the_memory_stays_free():
-    room = int(HBM_SHARE * SLICE.device_hbm)
+    room = int(HBM_SHARE * SLICE.generation.hbm_bytes)
     assert plan_of(SLICE, room, 1.0).fits
     assert not plan_of(SLICE, room + 1, 1.0).fits
     assert not plan_of(SLICE, room, 1.0, beside=1).fits

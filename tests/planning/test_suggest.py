@@ -14,7 +14,7 @@ from robustjax.planning.suggest import meshes, suggest
 from tests.planning.made_up import plan_of
 
 SLICE = parse_slice("v5e:2x2")
-ROOM = int(HBM_SHARE * SLICE.device_hbm)
+ROOM = int(HBM_SHARE * SLICE.generation.hbm_bytes)
 SHAPE = scaling_point("pythia-12b").config
 ATTACK = GCG(num_candidates=16, candidate_chunk=4)
 
@@ -25,7 +25,7 @@ def found(peak, seconds, most_rows=16, least=lambda trial: 0):
 
     def compile_trial(trial):
         tried.append(trial)
-        if peak(trial) > SLICE.device_hbm:
+        if peak(trial) > SLICE.generation.hbm_bytes:
             raise TooLargeError("too large")
         return plan_of(SLICE, peak(trial), seconds(trial))
 

@@ -13,6 +13,7 @@ from configs import attack, finetune
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.commands.plan_slice import plan_on, slice_of
+from robustjax.errors import UserError
 from robustjax.models import registry
 from robustjax.models.layers import Numerics
 from robustjax.models.transformer import Definition
@@ -53,7 +54,7 @@ def program(plan, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_point_fits_its_slice_as_the_table_says(point, kind):
     found = plan(point, kind)
-    assert found.fits and found.peak <= 0.9 * found.chosen.device_hbm
+    assert found.fits and found.peak <= 0.9 * found.chosen.generation.hbm_bytes
     rows = {row["point"]: row for row in read_results("plans")["rows"]}
     kept = rows[point][kind]
     assert (kept["topology"], kept["mesh"]) == (found.chosen.name, dict(found.mesh))
@@ -136,3 +137,30 @@ def test_a_scan_costs_what_the_difference_of_two_layers_tells():
         return sum(compiled.costs.sent.values())
 
     assert sent(whole) == pytest.approx(sent(one) + 7 * (sent(two) - sent(one)), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("v4:2x2x1", (-1, 1, 1)),
+        ("v4:4x4x4", (-1, 1, 4)),
+        ("v5p:4x4x8", (-1, 4, 4)),
+        ("v5e:1x1", (1, 1, 1)),
+        ("v5e:4x4", (2, 1, 8)),  # half an axis of the torus joined to a whole one
+        ("v6e:16x16", (-1, 1, 16)),
+    ],
+)
+def test_the_compiler_knows_the_slices(name, sizes):
+    chosen = parse_slice(name)
+    mesh = ahead_of_time.mesh_of(MeshConfig(*sizes), chosen)
+    places = ahead_of_time.places_of(mesh)
+    assert len(set(places)) == mesh.size == chosen.chips
+    extents = [len({place[axis] for place in places}) for axis in range(len(chosen.shape))]
+    assert tuple(extents) == chosen.shape
+
+
+def test_a_mesh_that_does_not_fit_the_torus():
+    with pytest.raises(UserError, match=r"\(2, 1, 8\) is not made of whole axes of v6e:4x4"):
+        ahead_of_time.mesh_of(MeshConfig(2, 1, 8), parse_slice("v6e:4x4"))
+    with pytest.raises(UserError, match="mesh: .* = 8 devices, not all of the 16 there are"):
+        ahead_of_time.mesh_of(MeshConfig(2, 1, 4), parse_slice("v5e:4x4"))
