@@ -4,17 +4,34 @@ from typing import Any
 
 Results = dict[str, Any]
 
+NUM_CANDIDATES = 128
 PAYS = 0.5
 """Adding chips pays as long as twice as many save at least this share of what they could."""
 
 
-def plans_table(results: Results) -> list[str]:
-    """Every scaling point on its default slice."""
+def points_table(results: Results) -> list[str]:
+    """How every scaling point is run: its row in configs/points.py, and whether it fits."""
     lines = [
-        "| point | slice | mesh, attack | mesh, training | numbers | rounds (GCG) "
-        "| memory, attack | memory, training | iteration and example | limited by "
-        "| text trained on | limited by | compiled in |",
-        _rule(13),
+        "| point | slice | mesh, attack | mesh, training | numbers | examples at once | candidates "
+        "at once | rounds (GCG) | memory used, attack | memory used, training |",
+        _rule(10),
+    ]
+    for row in results["rows"]:
+        attack, training = row["attack"], row["training"]
+        lines.append(
+            f"| {row['point']} | {attack['topology']} | {_mesh(attack)} | {_mesh(training)} "
+            f"| {row['compute_dtype']} | {row['batch_size']} | {row['candidate_chunk']} "
+            f"| {row['rounds']['gcg']} | {_share(attack)} | {_share(training)} |"
+        )
+    return lines
+
+
+def plans_table(results: Results) -> list[str]:
+    """What every scaling point takes on its default slice."""
+    lines = [
+        "| point | slice | memory, attack | memory, training | iteration and example | limited by "
+        "| sent a candidate | text trained on | limited by | compiled in |",
+        _rule(10),
     ]
     for row in results["rows"]:
         attack, training = row["attack"], row["training"]
@@ -28,9 +45,8 @@ def plans_table(results: Results) -> list[str]:
             for one in plan["programs"].values()
         )
         lines.append(
-            f"| {row['point']} | {attack['topology']} | {_mesh(attack)} | {_mesh(training)} "
-            f"| {row['compute_dtype']} | {row['rounds']['gcg']} | {_memory(attack)} "
-            f"| {_memory(training)} | {1e3 * seconds:,.3g} chip-ms | {scoring['limit']} "
+            f"| {row['point']} | {attack['topology']} | {_memory(attack)} | {_memory(training)} "
+            f"| {1e3 * seconds:,.3g} chip-ms | {scoring['limit']} | {_sent(row)} "
             f"| {1e3 * trained:,.3g} chip-ms | {step['limit']} | {compiled:,.0f} s |"
         )
     return [*lines, "", _from(results)]
@@ -117,8 +133,20 @@ def _mesh(row: dict[str, Any]) -> str:
     return " x ".join(str(size) for size in row["mesh"].values())
 
 
+def _sent(row: dict[str, Any]) -> str:
+    """Bytes that a chip sends for each candidate that it has a part in scoring."""
+    attack = row["attack"]
+    sent = sum(attack["programs"]["score_replacements"]["collective_bytes"].values())
+    candidates = row["batch_size"] / attack["mesh"]["data"] * NUM_CANDIDATES
+    return f"{sent / candidates / 1e6:,.1f} MB"
+
+
+def _share(plan: dict[str, Any]) -> str:
+    return f"{100 * plan['peak'] / plan['hbm']:.0f} %"
+
+
 def _memory(plan: dict[str, Any]) -> str:
-    return f"{plan['peak'] / 2**30:.1f} GiB ({100 * plan['peak'] / plan['hbm']:.0f} %)"
+    return f"{plan['peak'] / 2**30:.1f} GiB ({_share(plan)})"
 
 
 def _rule(columns: int) -> str:

@@ -154,8 +154,9 @@ TABLES = {
     "gcg_vs_nanogcg": comparison_table,
     "gcg_scaling": scaling_table,
     "train_vs_torch": training_table,
+    "points": plan_tables.points_table,
 }
-"""What stands in the README, by the name of its results."""
+"""What stands in the README, by the name of its results (but see SOURCES)."""
 
 PLAN_TABLES = {
     "plans": plan_tables.plans_table,
@@ -167,11 +168,14 @@ PLAN_TABLES = {
 PAGES = dict.fromkeys(TABLES, README) | dict.fromkeys(PLAN_TABLES, TPU_PLANS)
 """Where each table stands."""
 
+SOURCES = {"points": "plans"}
+"""Results of tables that are not called as their results are."""
+
 
 def tables() -> Iterator[tuple[str, str]]:
     """Name and text of each table, from the results that are kept."""
     for name, table in (TABLES | PLAN_TABLES).items():
-        yield name, "\n".join(table(read_results(name)))
+        yield name, "\n".join(table(read_results(SOURCES.get(name, name))))
 
 
 def with_table(page: str, name: str, table: str) -> str:

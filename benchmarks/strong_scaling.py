@@ -2,8 +2,8 @@
 
 python -m benchmarks.strong_scaling
 
-Compiles one iteration (gradient and candidates) for slices of v5e, with weights over 4 and over 8
-chips, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No TPU is needed.
+Compiles one iteration (gradient and candidates) for slices of v5e, with weights over 2, 4 and
+8 chips, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No TPU is needed.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from robustjax.settings import build  # noqa: E402
 
 NAME, POINT = "strong_scaling", "pythia-12b"
 SLICES = ("v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")
-TENSOR = (4, 8)
+TENSOR = (2, 4, 8)
 EXAMPLES, PROMPT_TOKENS = 64, 384
 ONCE = ("encode_prefix", "answer")
 LIBTPU = importlib.metadata.version("libtpu")

@@ -102,7 +102,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if row:
         advtrain["train"]["microbatch_size"] = row["microbatch_size"]
         values["evaluation"]["attacks"]["gcg"]["candidate_chunk"] = row["candidate_chunk"]
-        values |= slice_settings(row, row["fsdp"])
+        values |= slice_settings(row, is_trained=True)
     return filled(AdvtrainRunConfig, values)
 
 

@@ -44,5 +44,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "search": {"batch_size": row.get("batch_size", 16)},
     }
     if row:
-        values |= slice_settings(row, fsdp=1)
+        values |= slice_settings(row)
     return filled(AttackRunConfig, values)

@@ -55,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     if published:
         values["finetune"]["train"]["microbatch_size"] = published["microbatch_size"]
-        values |= slice_settings(published, published["fsdp"])
+        values |= slice_settings(published, is_trained=True)
     config = filled(FinetuneRunConfig, values)
     del config.finetune.objective  # it stands one level higher
     return config

@@ -100,8 +100,9 @@ OTHER_ROUNDS = 10  # of models and attacks that are not in the table
 # How each published model is run, and the TPU slice that `robustjax plan` compiles it for unless it
 # is told another; docs/tpu_plans.md has what came of it.
 #
-# topology: the slice. tensor: chips that weights are split over within layers; the others share the
-# examples (data). fsdp: of those others, how many share the weights in training. numerics: of the
+# topology: the slice. tensor: chips that an attack splits weights over within layers, as few as
+# there is room for, since they exchange every sum; the others share the examples (data).
+# train_tensor, fsdp: chips that training splits weights over, within layers and otherwise. numerics: of the
 # attacked model and of training, whose weights stay float32: at a learning rate of 1e-5 an update
 # is less than half a step of bfloat16. batch_size: examples attacked at once. candidate_chunk: of
 # their candidates. microbatch_size: texts whose gradients are taken at once. remat: what training
@@ -122,6 +123,7 @@ MIXED = NARROW | {"param_dtype": "float32"}
 _SMALL = {
     "topology": "v5e:1x1",
     "tensor": 1,
+    "train_tensor": 1,
     "fsdp": 1,
     "numerics": FULL,
     "train_numerics": FULL,
@@ -140,22 +142,24 @@ PUBLISHED_POINTS = {
     "pythia-1b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-1.4b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-2.8b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "fsdp": 4},
-    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "fsdp": 4},
+    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
     "qwen2.5-0.5b": _SMALL | {"topology": "v5e:2x2", "fsdp": 4},
     "qwen2.5-1.5b": _SMALL | {"topology": "v5e:2x4", "fsdp": 8},
     "qwen2.5-3b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "fsdp": 4},
-    "qwen2.5-14b": _LARGE | {"topology": "v5e:4x8", "tensor": 4, "fsdp": 8},
+    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "qwen2.5-14b": _LARGE | {"topology": "v5e:4x8", "tensor": 4, "train_tensor": 4, "fsdp": 8},
 }
 
 
-def slice_settings(row: dict, fsdp: int) -> dict:
+def slice_settings(row: dict, *, is_trained: bool = False) -> dict:
     """The slice of a row, and the mesh on it; data takes whatever devices there are."""
-    return {
-        "topology": row["topology"],
-        "mesh": {"data": -1, "fsdp": fsdp, "tensor": row["tensor"]},
-    }
+    mesh = (
+        {"data": -1, "fsdp": row["fsdp"], "tensor": row["train_tensor"]}
+        if is_trained
+        else {"data": -1, "fsdp": 1, "tensor": row["tensor"]}
+    )
+    return {"topology": row["topology"], "mesh": mesh}
 
 
 def training_model(row: dict) -> dict:

@@ -199,12 +199,14 @@ def test_a_published_point_runs_as_its_row_says(point):
     hardening = build_config("advtrain", f"point={point}")
     training = build_config("finetune", f"point={point}")
     shape = registry.scaling_point(point).config
-    for config, fsdp in ((attack, 1), (hardening, row["fsdp"]), (training, row["fsdp"])):
+    of_training = MeshConfig(-1, row["fsdp"], row["train_tensor"])
+    assert attack.mesh == MeshConfig(-1, 1, row["tensor"])
+    assert hardening.mesh == training.mesh == of_training
+    for config in (attack, hardening, training):
         assert config.topology == row["topology"]
-        assert config.mesh == MeshConfig(-1, fsdp, row["tensor"])
-        assert chosen.chips % (fsdp * row["tensor"]) == 0
-    # Whole heads on every device, and whole rows of a batch.
-    assert shape.heads % row["tensor"] == 0 == shape.key_value_heads % row["tensor"]
+        assert chosen.chips % (config.mesh.fsdp * config.mesh.tensor) == 0
+        # Whole heads on every device, and whole rows of a batch.
+        assert shape.heads % config.mesh.tensor == 0 == shape.key_value_heads % config.mesh.tensor
     assert row["batch_size"] % (chosen.chips // row["tensor"]) == 0
     assert attack.attack.candidate_chunk == row["candidate_chunk"]
     assert attack.search.batch_size == row["batch_size"]

@@ -74,7 +74,8 @@ def test_no_weight_and_no_cache_is_gathered_in_an_attack_on_pythia_12b(name):
     inside = [one for one in collectives if one.is_in_loop]
     assert {(one.kind, len(one.group)) for one in inside} == {("all-reduce", tensor)}
     # Of all else nothing is as large as a chip's part of a layer's least matrix, or of its cache.
-    least = min(shape.width**2 * 2 // tensor, 4 * 1024 * shape.width * 2 // tensor)
+    rows = 16 // found.mesh["data"]
+    least = min(shape.width**2 * 2 // tensor, rows * 1024 * shape.width * 2 // tensor)
     others = [one for one in collectives if one.kind != "all-reduce"]
     assert all(one.bytes < least for one in others)
     if name == "score_replacements":
@@ -84,8 +85,9 @@ def test_no_weight_and_no_cache_is_gathered_in_an_attack_on_pythia_12b(name):
 def test_gradients_of_tokens_are_compared_where_they_are():
     """Of the scores of a vocabulary no chip gets more than its own part, once."""
     shape = registry.scaling_point("pythia-12b").config
-    costs = program(plan("pythia-12b", "attack"), "propose").compiled.costs
-    whole = 4 * 10 * shape.vocab * 4  # of the examples of one chip
+    found = plan("pythia-12b", "attack")
+    costs = program(found, "propose").compiled.costs
+    whole = 16 // found.mesh["data"] * 10 * shape.vocab * 4  # of the examples of one chip
     assert sum(one.sent for one in costs.collectives if not one.is_in_loop) < 2 * whole
 
 
@@ -100,12 +102,13 @@ def test_a_prefix_is_cached_by_examples_and_heads():
 
 def test_bytes_of_collectives_a_candidate_are_those_of_two_sums_a_layer():
     shape = registry.scaling_point("pythia-12b").config
-    one = program(plan("pythia-12b", "attack"), "score_replacements").compiled
-    candidates = 4 * 128  # of the examples of one chip
-    sent = sum(one.costs.sent.values()) / candidates
-    tail = 18  # slot, and room for what follows
+    found = plan("pythia-12b", "attack")
+    candidates = 16 // found.mesh["data"] * 128  # of the examples of one chip
+    sent = sum(program(found, "score_replacements").compiled.costs.sent.values()) / candidates
+    tensor, tail = found.mesh["tensor"], 18  # slot, and room for what follows
+    ring = 2 * (tensor - 1) / tensor
     least, most = (
-        2 * shape.layers * tokens * shape.width * 4 * 2 * 3 / 4 for tokens in (tail - 9, tail)
+        2 * shape.layers * tokens * shape.width * 4 * ring for tokens in (tail - 9, tail)
     )
     assert least < sent < most
 
