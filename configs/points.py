@@ -100,13 +100,15 @@ OTHER_ROUNDS = 10  # of models and attacks that are not in the table
 # How each published model is run, and the TPU slice that `robustjax plan` compiles it for unless it
 # is told another; docs/tpu_plans.md has what came of it.
 #
-# topology: the slice. tensor: chips that an attack splits weights over within layers, as few as
-# there is room for, since they exchange every sum; the others share the examples (data).
-# train_tensor, fsdp: chips that training splits weights over, within layers and otherwise. numerics: of the
-# attacked model and of training, whose weights stay float32: at a learning rate of 1e-5 an update
-# is less than half a step of bfloat16. batch_size: examples attacked at once. candidate_chunk: of
-# their candidates. microbatch_size: texts whose gradients are taken at once. remat: what training
-# computes again; None takes what suits the shape.
+# topology: the slice.
+# tensor: chips that an attack splits weights over within layers, as few as have room for them, since
+# they exchange every sum; the others share the examples (data).
+# train_tensor, fsdp: chips that training splits weights over, within layers and otherwise.
+# numerics, train_numerics: of the attacked model and of training, whose weights stay float32: at a
+# learning rate of 1e-5 an update is less than half a step of bfloat16.
+# batch_size, candidate_chunk: examples attacked at once, and how many of their candidates.
+# microbatch_size: texts whose gradients are taken at once.
+# remat: what training computes again; None takes what suits the shape.
 FULL = {
     "param_dtype": "float32",
     "compute_dtype": "float32",
