@@ -2,8 +2,9 @@
 
 python -m benchmarks.strong_scaling
 
-Compiles one iteration (gradient and candidates) for slices of v5e, with weights over 2 chips
-where they have room, and over 4, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No TPU is needed.
+Compiles one iteration (gradient and candidates) for slices of v5e, with weights over 2 chips where
+they have room and over 4, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No
+TPU is needed.
 """
 
 import dataclasses
