@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustjax.attacks.search import Attack, SearchConfig
 from robustjax.commands.advtrain import AdvtrainRunConfig
@@ -128,7 +128,9 @@ def works_of(config: RunConfig, layout: Layout, prompt_tokens: int) -> Iterator[
         question = question_of(config, prompt_tokens)
         searches = [config.attack] * _batches(question.num_examples, config.search)
         yield from _search(question, config.attack, searches, config.search, layout)
-        yield _answers(question, question.num_examples, layout)
+        case = question.case
+        if case.victim.head == "classifier":
+            yield _answers(case.victim, sum(case.shape), question.num_examples, layout)
     elif isinstance(config, AdvtrainRunConfig):
         yield from _hardening(config, layout, prompt_tokens)
     else:
@@ -154,57 +156,67 @@ def _search(
         yield work._replace(runs=runs, beside=beside)
 
 
-def _answers(question: Question, count: int, layout: Layout, beside: int = 0) -> Work:
-    """Asking about whole texts, as long as the prompts are."""
-    definition = question.case.victim
-    width = bucket_for(min(sum(question.case.shape), definition.config.context), BUCKET_EDGES)
+def _answers(
+    definition: Definition, tokens: int, count: int, layout: Layout, beside: int = 0
+) -> Work:
+    """Asking a classifier about so many whole texts of so many tokens."""
     rows = Victim.batch_size
+    width = bucket_for(min(tokens, definition.config.context), BUCKET_EDGES)
     work = answer_work(definition, rows, width, layout)
     return work._replace(runs=-(-count // rows), beside=beside)
 
 
+class _Searches(NamedTuple):
+    """Searches of adversarial training that differ in their iterations only.
+
+    Attributes:
+        name: for people.
+        config: how they are cut into programs.
+        examples: attacked in each.
+        attacks: one for each time that all examples are attacked.
+    """
+
+    name: str
+    config: SearchConfig
+    examples: int
+    attacks: list[Attack]
+
+
 def _hardening(config: AdvtrainRunConfig, layout: Layout, prompt_tokens: int) -> Iterator[Work]:
     """Adversarial training; the weights that it started from stay beside those that it changes."""
-    advtrain = config.advtrain
-    definition = _trained(config)
+    advtrain, definition = config.advtrain, _trained(config)
     width = _train_width(definition, advtrain.train, prompt_tokens, advtrain.slot_width)
     training, kept = training_work(definition, advtrain.train, width, layout, advtrain.embedding)
     steps = math.ceil(advtrain.pool.max_examples / advtrain.train.batch_size)
-    rounds = range(1, advtrain.num_rounds + 1)
-    yield training._replace(runs=len(rounds) * advtrain.train.epochs * steps)
-    evaluation = config.evaluation
-    measured = 1 + sum(1 for r in rounds if r % evaluation.every == 0 or r == len(rounds))
-    searches = {
-        f"{name}": (
-            one.attack,
-            advtrain.search,
-            advtrain.shares[name],
-            [one.of_round(r, len(rounds)) for r in rounds],
-        )
-        for name, one in advtrain.attacks.items()
-    } | {
-        f"held-out {name}": (
-            attack,
-            evaluation.search,
-            evaluation.num_examples,
-            [attack] * measured,
-        )
-        for name, attack in evaluation.attacks.items()
-    }
+    yield training._replace(runs=advtrain.num_rounds * advtrain.train.epochs * steps)
+    # Searches with the same programs are one.
     found: dict[Any, tuple[str, Question, SearchConfig, list[Attack]]] = {}
-    for name, (attack, search, count, attacks) in searches.items():
-        question = question_of(_as_attack(config, attack, search, count), prompt_tokens)
-        key = (dataclasses.replace(attack, num_iterations=1), question.case, search.batch_size)
-        every = [one for one in attacks for _ in range(_batches(question.num_examples, search))]
-        known = found.setdefault(key, (name, question, search, []))
-        known[3].extend(every)
+    for one in _searches_of(config):
+        asked = _as_attack(config, one.attacks[0], one.config, one.examples)
+        question = question_of(asked, prompt_tokens)
+        attack = dataclasses.replace(one.attacks[0], num_iterations=1)
+        key = attack, question.case, one.config.batch_size
+        _, _, _, every = found.setdefault(key, (one.name, question, one.config, []))
+        every += one.attacks * _batches(question.num_examples, one.config)
     for (attack, _, _), (name, question, search, every) in found.items():
         for work in _search(question, attack, every, search, layout, kept):
             yield work._replace(name=f"{name} {work.name}")
-    if found:
-        question = next(iter(found.values()))[1]
-        count = config.task.num_validation * measured
-        yield _answers(question, count, layout, kept)
+    answers = config.task.num_validation * (1 + advtrain.num_rounds)
+    yield _answers(definition, width, answers, layout, kept)
+
+
+def _searches_of(config: AdvtrainRunConfig) -> Iterator[_Searches]:
+    """The training attacks of all rounds, and what is attacked on the way."""
+    advtrain, evaluation = config.advtrain, config.evaluation
+    rounds = range(1, advtrain.num_rounds + 1)
+    for name, one in advtrain.attacks.items():
+        attacks = [one.of_round(number, advtrain.num_rounds) for number in rounds]
+        yield _Searches(name, advtrain.search, advtrain.shares[name], attacks)
+    last = advtrain.num_rounds
+    measured = 1 + sum(number % evaluation.every == 0 or number == last for number in rounds)
+    for name, attack in evaluation.attacks.items():
+        examples = evaluation.num_examples
+        yield _Searches(f"held-out {name}", evaluation.search, examples, [attack] * measured)
 
 
 def _finetuning(config: FinetuneRunConfig, layout: Layout, prompt_tokens: int) -> Iterator[Work]:
@@ -214,11 +226,9 @@ def _finetuning(config: FinetuneRunConfig, layout: Layout, prompt_tokens: int) -
     training, kept = training_work(definition, train, width, layout)
     examples = config.finetune.num_train or config.task.num_train
     yield training._replace(runs=train.epochs * math.ceil(examples / train.batch_size))
-    rows = Victim.batch_size
-    batches = train.epochs * math.ceil(config.task.num_validation / rows)
     if config.head == "classifier":
-        work = answer_work(definition, rows, bucket_for(width, BUCKET_EDGES), layout)
-        yield work._replace(runs=batches, beside=kept)
+        answers = train.epochs * config.task.num_validation
+        yield _answers(definition, width, answers, layout, kept)
 
 
 def _trained(config: AdvtrainRunConfig | FinetuneRunConfig) -> Definition:
