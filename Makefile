@@ -30,6 +30,9 @@ bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line 
 	$(BIN)/python -m benchmarks.gcg_vs_nanogcg $(VENV)-nanogcg/bin/python
 	$(BIN)/python -m benchmarks.gcg_scaling
 	$(BIN)/python -m benchmarks.train_vs_torch
+	$(BIN)/python -m benchmarks.plans
+	$(BIN)/python -m benchmarks.strong_scaling
+	$(BIN)/python -m benchmarks.study_hours
 	$(BIN)/python -m benchmarks.results --write
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.data_speed
@@ -71,7 +74,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity,tpu]'
 	@touch $@
 
 # What we are compared with needs other versions of the same libraries.

@@ -2,8 +2,8 @@
 
 python -m benchmarks.results [--write]
 
-Prints the tables made of ``benchmarks/results/*.json``; ``--write`` puts them into README.md,
-between ``<!-- NAME -->`` and ``<!-- end -->``.
+Prints the tables made of ``benchmarks/results/*.json``; ``--write`` puts them into README.md and
+docs/tpu_plans.md, between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
 
 import importlib.metadata
@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plan_tables
+
 HERE = Path(__file__).parent
 FOLDER, README = HERE / "results", HERE.parent / "README.md"
+TPU_PLANS = HERE.parent / "docs" / "tpu_plans.md"
 
 Results = dict[str, Any]
 """Rows of a benchmark, and what they were measured on and how often."""
@@ -151,14 +154,28 @@ TABLES = {
     "gcg_vs_nanogcg": comparison_table,
     "gcg_scaling": scaling_table,
     "train_vs_torch": training_table,
+    "points": plan_tables.points_table,
 }
-"""What stands in the README, by the name of its results."""
+"""What stands in the README, by the name of its results (but see SOURCES)."""
+
+PLAN_TABLES = {
+    "plans": plan_tables.plans_table,
+    "strong_scaling": plan_tables.scaling_table,
+    "study_hours": plan_tables.study_table,
+}
+"""What stands in docs/tpu_plans.md."""
+
+PAGES = dict.fromkeys(TABLES, README) | dict.fromkeys(PLAN_TABLES, TPU_PLANS)
+"""Where each table stands."""
+
+SOURCES = {"points": "plans"}
+"""Results of tables that are not called as their results are."""
 
 
 def tables() -> Iterator[tuple[str, str]]:
     """Name and text of each table, from the results that are kept."""
-    for name, table in TABLES.items():
-        yield name, "\n".join(table(read_results(name)))
+    for name, table in (TABLES | PLAN_TABLES).items():
+        yield name, "\n".join(table(read_results(SOURCES.get(name, name))))
 
 
 def with_table(page: str, name: str, table: str) -> str:
@@ -176,12 +193,13 @@ def with_table(page: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    page = README.read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in PAGES.values()}
     for name, table in tables():
         print(table, end="\n\n")
-        page = with_table(page, name, table)
+        pages[PAGES[name]] = with_table(pages[PAGES[name]], name, table)
     if "--write" in sys.argv:
-        README.write_text(page, encoding="utf-8")
+        for path, page in pages.items():
+            path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

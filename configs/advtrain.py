@@ -19,7 +19,16 @@ from configs.common import (
     task_settings,
     train_settings,
 )
-from configs.points import NANO, NANO_FEW_LONG, OTHER_ROUNDS, PUBLISHED, ROUNDS
+from configs.points import (
+    NANO,
+    NANO_FEW_LONG,
+    OTHER_ROUNDS,
+    PUBLISHED,
+    PUBLISHED_POINTS,
+    ROUNDS,
+    slice_settings,
+    training_model,
+)
 
 # Iterations of the first and the last round, as in Howe et al. 2024; of beam search and BEAST, for
 # which the paper has none, those of GCG, and the tokens of a slot.
@@ -47,8 +56,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The training.
 
     Arguments: ``point`` (may be empty if ``--config.model.path`` says what to harden; it chooses
-    the rounds and, of the nano ladder, the learning rate), ``task`` (see ``robustjax data list``),
-    ``attack`` (see above) and ``seed``.
+    the rounds, of the nano ladder the learning rate, and of published models number formats and
+    mesh), ``task`` (see ``robustjax data list``), ``attack`` (see above) and ``seed``.
     """
     from robustjax.commands.advtrain import AdvtrainRunConfig
 
@@ -56,7 +65,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     task, point = args["task"], args["point"]
     is_nano = point in NANO
     edges = edges_for(task) + WIDER_EDGES
-    search = {"batch_size": 16, "edges": edges}
+    row = PUBLISHED_POINTS.get(point, {})
+    search = {"batch_size": row.get("batch_size", 16), "edges": edges}
     names = args["attack"].split("+")
     advtrain = {
         "num_rounds": NANO_ROUNDS
@@ -69,6 +79,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         advtrain["embedding"] = {}
     else:
         schedules, attacks = (NANO_SCHEDULES, NANO_ATTACKS) if is_nano else (SCHEDULES, {})
+        if row:
+            attacks = {"gcg": {"candidate_chunk": row["candidate_chunk"]}}
         advtrain["attacks"] = {
             name: {
                 "attack": {"name": name} | attacks.get(name, {}),
@@ -77,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             for name in names
         }
     values = {
-        "model": {"point": point},
+        "model": {"point": point} | training_model(row),
         "task": task_settings(task, is_nano=is_nano, num_train=20_000, num_validation=400),
         "advtrain": advtrain,
         "evaluation": {
@@ -87,6 +99,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "seed": args["seed"],
     }
+    if row:
+        advtrain["train"]["microbatch_size"] = row["microbatch_size"]
+        values["evaluation"]["attacks"]["gcg"]["candidate_chunk"] = row["candidate_chunk"]
+        values |= slice_settings(row, is_trained=True)
     return filled(AdvtrainRunConfig, values)
 
 

@@ -9,7 +9,7 @@ BEAST needs a language model of the victim's family, which proposes tokens:
 from ml_collections import ConfigDict
 
 from configs.common import filled, parse_arg, takes_all, task_settings
-from configs.points import NANO
+from configs.points import NANO, PUBLISHED_POINTS, slice_settings
 
 # Where an attack's own defaults are not what a first look asks for.
 ATTACKS = {
@@ -22,20 +22,27 @@ ATTACKS = {
 def get_config(arg: str | None = None) -> ConfigDict:
     """The attack.
 
-    Arguments: ``point`` (may be empty if ``--config.model.path`` says what to attack), ``task``
-    (see ``robustjax data list``), ``attack`` (any by name) and ``seed``.
+    Arguments: ``point`` (may be empty if ``--config.model.path`` says what to attack; of published
+    models it chooses number formats, batch and mesh), ``task`` (see ``robustjax data list``),
+    ``attack`` (any by name) and ``seed``.
     """
     from robustjax.commands.attack import AttackRunConfig
 
     args = parse_arg(arg, point="", task="password_match", attack="gcg", seed=0)
+    row = PUBLISHED_POINTS.get(args["point"], {})
+    attack = {"name": args["attack"]} | ATTACKS.get(args["attack"], {})
+    if row and args["attack"] == "gcg":
+        attack["candidate_chunk"] = row["candidate_chunk"]
     values = {
-        "model": {"point": args["point"]},
+        "model": {"point": args["point"]} | ({"numerics": row["numerics"]} if row else {}),
         "task": task_settings(
             args["task"], is_nano=args["point"] in NANO, num_train=20_000, num_validation=400
         ),
-        "attack": {"name": args["attack"]} | ATTACKS.get(args["attack"], {}),
+        "attack": attack,
         "num_examples": 0 if takes_all(args["task"]) else 64,
         "seed": args["seed"],
-        "search": {"batch_size": 16},
+        "search": {"batch_size": row.get("batch_size", 16)},
     }
+    if row:
+        values |= slice_settings(row)
     return filled(AttackRunConfig, values)

@@ -14,7 +14,14 @@ from configs.common import (
     task_settings,
     train_settings,
 )
-from configs.points import NANO, NANO_FEW_LONG, PUBLISHED
+from configs.points import (
+    NANO,
+    NANO_FEW_LONG,
+    PUBLISHED,
+    PUBLISHED_POINTS,
+    slice_settings,
+    training_model,
+)
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -30,8 +37,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     rows = NANO if is_generated(args["task"]) else NANO_FEW_LONG
     is_nano = args["point"] in rows
     row = rows[args["point"]]["finetune"] if is_nano else PUBLISHED
+    published = PUBLISHED_POINTS.get(args["point"], {})
     values = {
-        "model": {"point": args["point"]},
+        "model": {"point": args["point"]} | training_model(published),
         "task": task_settings(args["task"], is_nano=is_nano, num_train=20_000, num_validation=400),
         "objective": "classifier",
         "finetune": {
@@ -45,6 +53,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "seed": args["seed"],
     }
+    if published:
+        values["finetune"]["train"]["microbatch_size"] = published["microbatch_size"]
+        values |= slice_settings(published, is_trained=True)
     config = filled(FinetuneRunConfig, values)
     del config.finetune.objective  # it stands one level higher
     return config

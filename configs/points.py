@@ -96,3 +96,74 @@ ROUNDS = {
     "qwen2.5-14b": {"gcg": 10},
 }
 OTHER_ROUNDS = 10  # of models and attacks that are not in the table
+
+# How each published model is run, and the TPU slice that `robustjax plan` compiles it for unless it
+# is told another; docs/tpu_plans.md has what came of it.
+#
+# topology: the slice.
+# tensor: chips that an attack splits weights over within layers, as few as have room for them:
+# they exchange every sum. The others share the examples (data).
+# train_tensor, fsdp: chips that training splits weights over, within layers and otherwise.
+# numerics, train_numerics: of the attacked model and of training, whose weights stay float32: at a
+# learning rate of 1e-5 an update is less than half a step of bfloat16.
+# batch_size, candidate_chunk: examples attacked at once, and how many of their candidates.
+# microbatch_size: texts whose gradients are taken at once.
+# remat: what training computes again; None takes what suits the shape.
+FULL = {
+    "param_dtype": "float32",
+    "compute_dtype": "float32",
+    "accumulation_dtype": "float32",
+    "matmul_precision": "highest",
+}
+NARROW = {
+    "param_dtype": "bfloat16",
+    "compute_dtype": "bfloat16",
+    "accumulation_dtype": "float32",
+    "matmul_precision": "default",
+}
+MIXED = NARROW | {"param_dtype": "float32"}
+_SMALL = {
+    "topology": "v5e:1x1",
+    "tensor": 1,
+    "train_tensor": 1,
+    "fsdp": 1,
+    "numerics": FULL,
+    "train_numerics": FULL,
+    "batch_size": 16,
+    "candidate_chunk": 32,
+    "microbatch_size": 8,
+    "remat": None,
+}
+_LARGE = _SMALL | {"numerics": NARROW, "train_numerics": MIXED}
+PUBLISHED_POINTS = {
+    "pythia-14m": _SMALL,
+    "pythia-31m": _SMALL,
+    "pythia-70m": _SMALL | {"topology": "v5e:2x2"},
+    "pythia-160m": _SMALL | {"topology": "v5e:2x2"},
+    "pythia-410m": _SMALL | {"topology": "v5e:2x2"},
+    "pythia-1b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
+    "pythia-1.4b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
+    "pythia-2.8b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
+    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "qwen2.5-0.5b": _SMALL | {"topology": "v5e:2x2", "fsdp": 4},
+    "qwen2.5-1.5b": _SMALL | {"topology": "v5e:2x4", "fsdp": 8},
+    "qwen2.5-3b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
+    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "qwen2.5-14b": _LARGE | {"topology": "v5e:4x8", "tensor": 4, "train_tensor": 4, "fsdp": 8},
+}
+
+
+def slice_settings(row: dict, *, is_trained: bool = False) -> dict:
+    """The slice of a row, and the mesh on it; data takes whatever devices there are."""
+    mesh = (
+        {"data": -1, "fsdp": row["fsdp"], "tensor": row["train_tensor"]}
+        if is_trained
+        else {"data": -1, "fsdp": 1, "tensor": row["tensor"]}
+    )
+    return {"topology": row["topology"], "mesh": mesh}
+
+
+def training_model(row: dict) -> dict:
+    """What a training of a published model has from its row; nothing for other models."""
+    return {"numerics": row["train_numerics"], "remat": row["remat"]} if row else {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from robustjax.command_flags import parse, parse_config_and_workdir
+from robustjax.command_flags import parse, parse_config, parse_config_and_workdir
 from robustjax.errors import UserError
 from robustjax.runtime import distributed, interrupts, mirror
 from robustjax.runtime.files import disk_trouble
@@ -34,9 +34,11 @@ usage: robustjax COMMAND [--flags]
   attack    attack one model: a scaling point, a folder, or the workdir of a training
               robustjax attack --config=configs/attack.py:point=nano-27k,attack=gcg \\
                   --config.model.path=runs/model --workdir=runs/attack
-  plan      the largest batch of an attack that this device has room for
-              robustjax plan --local --config=configs/attack.py:point=pythia-70m,attack=gcg \\
+  plan      what a run takes on a TPU slice, compiled for it without one
+              robustjax plan --config=configs/attack.py:point=pythia-12b --topology=v5e:4x4 \\
                   --workdir=runs/plan
+              --suggest looks for the cheapest mesh, batch and pass of an attack
+              --local proposes the largest batch of an attack for the device that is here
   report    figures, tables and fits from the records of one or more workdirs
               robustjax report runs/demo --out=report
   data      the tasks: list them, prepare one, show examples
@@ -137,13 +139,35 @@ def _attack(arguments: list[str]) -> int:
 
 def _plan(arguments: list[str]) -> int:
     rest = [one for one in arguments if one != "--local"]
-    if len(rest) == len(arguments):
-        raise UserError("give --local: the attack is planned for the device that is here")
-    values, workdir = parse_config_and_workdir(rest)
-    from robustjax.commands.attack import AttackRunConfig
-    from robustjax.commands.plan import run_plan_command
+    if len(rest) < len(arguments):
+        values, workdir = parse_config_and_workdir(rest)
+        from robustjax.commands.attack import AttackRunConfig
+        from robustjax.commands.plan_local import run_local_plan
 
-    return _run(run_plan_command, AttackRunConfig, values, workdir)
+        return _run(run_local_plan, AttackRunConfig, values, workdir)
+    from robustjax.planning.environment import for_tpu_compiler
+
+    for_tpu_compiler()  # before the config is read, which imports jax
+    values, given = parse_config(arguments, define_slice_flags)
+    from robustjax.commands.plan_slice import SliceRequest, run_config_class, run_slice_plan
+    from robustjax.commands.plan_suggest import run_suggest
+
+    if given.topology:
+        values["topology"] = given.topology
+    request = SliceRequest(given.price, given.prompt_tokens)
+    command = functools.partial(run_suggest if given.suggest else run_slice_plan, request=request)
+    return _run(command, run_config_class(values), values, given.workdir)
+
+
+def define_slice_flags(values: flags.FlagValues) -> None:
+    """Adds the flags of plans for a TPU slice."""
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    text("topology", "", "a TPU slice, as v5e:4x4; empty takes the scaling point's own")
+    flags.DEFINE_bool("suggest", False, "looks for the cheapest plan", flag_values=values)
+    flags.DEFINE_float("price", 0.0, "of a chip for an hour", flag_values=values)
+    flags.DEFINE_integer(
+        "prompt_tokens", 1000, "of the longest prompts, if no model is there", flag_values=values
+    )
 
 
 def _run(

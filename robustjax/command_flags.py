@@ -7,7 +7,7 @@ import ast
 import contextlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,28 @@ def parse_config_and_workdir(arguments: Sequence[str]) -> tuple[dict[str, Any], 
     Raises:
         UserError: a flag is unknown or missing, or the config does not work.
     """
+    config, values = parse_config(arguments, lambda values: None)
+    return config, values.workdir
+
+
+def parse_config(
+    arguments: Sequence[str], define: Callable[[flags.FlagValues], None]
+) -> tuple[dict[str, Any], flags.FlagValues]:
+    """Parses the flags of a command that has a config, a workdir and flags of its own.
+
+    Args:
+        arguments: what stands after the command's name.
+        define: adds the command's own flags.
+
+    Returns:
+        The config as nested dicts, and the values of all flags.
+
+    Raises:
+        UserError: a flag is unknown or missing, or the config does not work.
+    """
     arguments = [_quote_names(argument) for argument in arguments]
     values = flags.FlagValues()
+    define(values)
     config_flags.DEFINE_config_file(
         "config", None, "what to do", flag_values=values, sys_argv=["robustjax", *arguments]
     )
@@ -40,7 +60,7 @@ def parse_config_and_workdir(arguments: Sequence[str]) -> tuple[dict[str, Any], 
     unexpected = parse(values, arguments, required=("config", "workdir"))
     if unexpected:
         raise UserError(f"{unexpected[0]!r} is no flag; did you mean --workdir={unexpected[0]}?")
-    return _values_of(values.config), values.workdir
+    return _values_of(values.config), values
 
 
 def parse(values: flags.FlagValues, arguments: Sequence[str], required: Sequence[str]) -> list[str]:

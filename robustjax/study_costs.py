@@ -7,14 +7,13 @@ candidate survives the filter, and no search stops early.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from robustjax.attacks import search
 from robustjax.attacks.beam_search import BeamSearch
 from robustjax.attacks.beast import BEAST
-from robustjax.attacks.frame import Inputs, PlannedBatch, Program, Prompt, abstract_inputs
+from robustjax.attacks.frame import PlannedBatch, Prompt, abstract_inputs
 from robustjax.attacks.gcg import GCG
 from robustjax.attacks.search import Attack, SearchConfig, module_of
 from robustjax.data.batching import bucket_for
@@ -26,6 +25,7 @@ from robustjax.evaluation.transfer import Cell
 from robustjax.models import registry
 from robustjax.models.port import ModelConfig
 from robustjax.models.transformer import Definition, Head, count_params
+from robustjax.planning.work import num_steps, usual_programs
 from robustjax.settings import PointConfig, SamplerConfig
 from robustjax.study_work import Companion
 from robustjax.training.adversarial import AdversarialConfig
@@ -197,17 +197,6 @@ def _executed(
     inputs = abstract_inputs(definition, shape, rows, companion)
     once, each = (
         sum(flops.executed_flops(one.function, *one.arguments) for one in programs)
-        for programs in usual_programs(attack, inputs)
+        for programs in map(dict.values, usual_programs(attack, inputs))
     )
-    steps = math.ceil(attack.num_iterations / module_of(attack).iterations_of_step(attack, 1))
-    return once + steps * each
-
-
-def usual_programs(attack: Attack, inputs: Inputs) -> tuple[list[Program], list[Program]]:
-    """What a search runs once on a batch, and what in each of its steps."""
-    programs = module_of(attack).programs(attack, inputs)
-    if "score_replacements" in programs:  # which the plain one only stands in for now and then
-        del programs["score"]
-    is_once = {name: name.startswith("encode") or name == "score_start" for name in programs}
-    once = [program for name, program in programs.items() if is_once[name]]
-    return once, [program for name, program in programs.items() if not is_once[name]]
+    return once + num_steps(attack) * each

@@ -10,9 +10,9 @@ from robustjax.data.tasks import load_task, require_classes
 from robustjax.evaluation.flops import Flops
 from robustjax.models.transformer import Definition
 from robustjax.planning import rates
+from robustjax.planning.work import usual_programs
 from robustjax.runtime.progress import format_seconds
 from robustjax.settings import PointConfig, StudyConfig
-from robustjax.study_costs import usual_programs
 from robustjax.study_plan import PlannedStage, Planner
 
 _TRAINING = ("pretrain", "finetune", "sampler", "advtrain")
@@ -92,7 +92,7 @@ class _Clock:
         shape = (self._planner.typical_width(search.edges), 8, 0)
         inputs = abstract_inputs(definition, shape, search.batch_size)
         _, each = usual_programs(attack, inputs)
-        return rates.rate_of(each)
+        return rates.rate_of(each.values())
 
     def _settings(self, point: str) -> PointConfig:
         """Of the sampler, which has none of its own, those of some other point."""

@@ -9,7 +9,7 @@ import pytest
 import configs.attack
 import configs.study
 from configs.common import parse_arg
-from configs.points import NANO, ROUNDS
+from configs.points import NANO, PUBLISHED_POINTS, ROUNDS
 from robustjax.attacks.search import ATTACKS
 from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
@@ -17,6 +17,9 @@ from robustjax.commands.finetune import FinetuneRunConfig
 from robustjax.data.tasks import TASKS
 from robustjax.evaluation.transfer import cells, spaced_rounds
 from robustjax.models import registry
+from robustjax.models.layers import Numerics
+from robustjax.planning.chips import parse_slice
+from robustjax.runtime.mesh import MeshConfig
 from robustjax.settings import StudyConfig, build
 from robustjax.training.embedding import EmbeddingAttack
 from robustjax.training.schedule import AttackSchedule
@@ -216,3 +219,32 @@ def test_the_sweep_is_the_papers_study():
     for argument in (arguments[0], arguments[-1]):
         config = build_study("study", argument)
         assert len(config.seeds) == len(config.points) == 1
+
+
+@pytest.mark.parametrize("point", PUBLISHED_POINTS)
+def test_a_published_point_runs_as_its_row_says(point):
+    row = PUBLISHED_POINTS[point]
+    chosen = parse_slice(row["topology"])
+    attack = build_config("attack", f"point={point}")
+    hardening = build_config("advtrain", f"point={point}")
+    training = build_config("finetune", f"point={point}")
+    shape = registry.scaling_point(point).config
+    of_training = MeshConfig(-1, row["fsdp"], row["train_tensor"])
+    assert attack.mesh == MeshConfig(-1, 1, row["tensor"])
+    assert hardening.mesh == training.mesh == of_training
+    for config in (attack, hardening, training):
+        assert config.topology == row["topology"]
+        assert chosen.chips % (config.mesh.fsdp * config.mesh.tensor) == 0
+        # Whole heads on every device, and whole rows of a batch.
+        assert shape.heads % config.mesh.tensor == 0 == shape.key_value_heads % config.mesh.tensor
+    assert row["batch_size"] % (chosen.chips // row["tensor"]) == 0
+    assert attack.attack.candidate_chunk == row["candidate_chunk"]
+    assert attack.search.batch_size == row["batch_size"]
+    assert attack.model.numerics == Numerics(**row["numerics"])
+    assert hardening.model.numerics == training.model.numerics == Numerics(**row["train_numerics"])
+    assert training.model.numerics.param_dtype == "float32"
+    assert training.finetune.train.microbatch_size == row["microbatch_size"]
+
+
+def test_every_published_point_has_a_row():
+    assert set(PUBLISHED_POINTS) == set(ROUNDS)

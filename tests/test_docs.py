@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from robustjax import cli
-from robustjax.command_flags import parse_config_and_workdir
+from robustjax.command_flags import parse_config, parse_config_and_workdir
 from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
+from robustjax.commands.plan_slice import run_config_class
 from robustjax.data.prompts import ChunkKind
 from robustjax.data.tasks import FACTS
+from robustjax.planning.chips import parse_slice
 from robustjax.settings import StudyConfig, build
 from tests.data.tasks.owners import builder_class
 
@@ -51,6 +53,24 @@ def test_the_settings_build(page, words, monkeypatch):
     values, workdir = parse_config_and_workdir(arguments)
     build(SETTINGS[command], values, "config")
     assert workdir.startswith("runs/")
+
+
+PLANS = [words[1:] for _, words in commands() if words[0] == "plan"]
+
+
+def test_there_are_plans_to_check():
+    assert {"--local" in words for words in PLANS} == {False, True}
+
+
+@pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])
+def test_the_plans_take_their_flags(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    arguments = [one for one in words if one != "--local"]
+    values, given = parse_config(arguments, cli.define_slice_flags)
+    settings = build(run_config_class(values), values, "config")
+    if "--local" not in words:
+        assert parse_slice(given.topology or settings.topology).chips > 0
 
 
 def test_the_data_commands_take_their_flags():

@@ -3,8 +3,7 @@
 import pytest
 
 from benchmarks.results import (
-    README,
-    TABLES,
+    PAGES,
     comparison_table,
     read_results,
     scaling_table,
@@ -32,9 +31,9 @@ def cells(lines):
     return dict(zip(heading, values, strict=True))
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_the_readme_has_the_table_of_the_results(name):
-    page, table = README.read_text(encoding="utf-8"), dict(tables())[name]
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_the_table_of_the_results(name):
+    page, table = PAGES[name].read_text(encoding="utf-8"), dict(tables())[name]
     assert with_table(page, name, table) == page, "run python -m benchmarks.results --write"
 
 

@@ -70,6 +70,7 @@ class AdvtrainRunConfig:
         evaluation: what is measured on the way.
         seed: keys the choice of examples, the training attacks and the order of batches.
         mesh: devices.
+        topology: TPU slice that the run is meant for; `robustjax plan` compiles for it.
         companion: a second model, for attacks that ask one: BEAST a language model, probe sampling
             a classifier of the same task.
     """
@@ -80,6 +81,7 @@ class AdvtrainRunConfig:
     evaluation: HeldOutConfig = HeldOutConfig()
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
+    topology: str = ""
     companion: ModelConfig = ModelConfig()
 
     def __post_init__(self) -> None:

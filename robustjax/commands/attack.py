@@ -72,6 +72,7 @@ class AttackRunConfig:
         seed: seed of the attack.
         search: how the search is cut into programs.
         mesh: devices.
+        topology: TPU slice that the run is meant for; `robustjax plan` compiles for it.
         companion: a second model, for attacks that ask one: BEAST a language model, probe sampling
             a classifier of the same task.
         perplexity_filter: a defence whose detection rates are reported.
@@ -85,6 +86,7 @@ class AttackRunConfig:
     seed: int = 0
     search: SearchConfig = SearchConfig()
     mesh: MeshConfig = MeshConfig()
+    topology: str = ""
     companion: ModelConfig = ModelConfig()
     perplexity_filter: FilteredBy = FilteredBy()
 

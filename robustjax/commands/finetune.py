@@ -48,6 +48,7 @@ class FinetuneRunConfig:
         finetune: how it is trained; its own `objective` is not looked at.
         seed: seed of fresh weights and of the order of batches.
         mesh: devices.
+        topology: TPU slice that the run is meant for; `robustjax plan` compiles for it.
     """
 
     model: TrainedModel
@@ -56,6 +57,7 @@ class FinetuneRunConfig:
     finetune: FinetuneConfig = FinetuneConfig()
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
+    topology: str = ""
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)

@@ -37,6 +37,14 @@ _KEEP = {
 }
 
 
+_CUTS = ("dynamic_slice", "squeeze", "reshape", "convert_element_type", "broadcast_in_dim")
+
+
+def _keeps_but_cuts(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a gradient pass keeps what its forward pass computed: all but parts of arrays."""
+    return primitive.name not in _CUTS
+
+
 @dataclasses.dataclass(frozen=True)
 class Definition:
     """Everything that fixes a model's function but its weights; hashable, so a static argument.
@@ -83,9 +91,11 @@ class Cache(NamedTuple):
     values: Any
     mask: Bool[Array, "B *C P"]
 
-    def layer(self, index: int) -> Context:
+    def layer(self, index: int | Array) -> Context:
         """The cache of one layer."""
-        return Context(self.keys[index], self.values[index], self.mask)
+        if isinstance(self.keys, tuple):
+            return Context(self.keys[int(index)], self.values[int(index)], self.mask)
+        return Context(_item(self.keys, index), _item(self.values, index), self.mask)
 
     def first(self, count: int) -> "Cache":
         """The cache of the first ``count`` tokens."""
@@ -161,11 +171,15 @@ def join_layers(definition: Definition, blocks: Sequence[Params]) -> Params:
     return {layer_name(i): block for i, block in enumerate(blocks)}
 
 
-def layer_params(definition: Definition, params: Params, index: int) -> Params:
-    """The weights of one layer, whatever the layout."""
+def layer_params(definition: Definition, params: Params, index: int | Array) -> Params:
+    """The weights of one layer, whatever the layout; scanned layers have numbers within a scan."""
     if definition.scanned:
-        return jax.tree.map(lambda leaf: leaf[index], params["blocks"])
-    return params["blocks"][layer_name(index)]
+        return jax.tree.map(lambda leaf: _item(leaf, index), params["blocks"])
+    return params["blocks"][layer_name(int(index))]
+
+
+def _item(stacked: Array, index: int | Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
 
 
 def encode(
@@ -311,7 +325,7 @@ def apply(
         (),
         read=None if is_lm else last_real(mask)[:, None, None],
         last_keys_only=False,
-        remat=definition.remat,
+        is_trained=True,
     )
     return project(definition, params, hidden[:, 0] if is_lm else hidden[:, 0, 0])
 
@@ -326,10 +340,15 @@ def _run(
     *,
     read: Array | None,
     last_keys_only: bool,
-    remat: Remat = "none",
+    is_trained: bool = False,
     first: Alone | None = None,
 ) -> tuple[Array, tuple[Any, Any]]:
-    """The layer loop: all blocks but the last in one way, the last only where it is read."""
+    """The layer loop: all blocks but the last in one way, the last only where it is read.
+
+    Args:
+        last_keys_only: of the last block only keys and values are of interest.
+        is_trained: gradients of the weights may be asked for; there are no caches then.
+    """
     width = x.shape[2]
     causal = jnp.tril(jnp.ones((width, width), bool))[None, None]
     own_mask = causal & mask[:, :, None, :]  # [B, C, T, T]
@@ -339,24 +358,24 @@ def _run(
     def middle(x: Array, weights: Params, contexts: Sequence[Context]) -> tuple[Array, Any]:
         return _block(definition, weights)(x, positions, own_mask, contexts, None)
 
+    remat = definition.remat if is_trained else "none"
     if remat != "none":
         # A scan's body is compiled once as it stands, so nothing has to keep the two passes apart.
         middle = jax.checkpoint(middle, policy=_KEEP[remat], prevent_cse=not definition.scanned)
 
-    if definition.scanned:
+    if definition.scanned and is_trained:
+        # Each layer's gradient is written to its place once; by number, all would be added up.
         stacked = jax.tree.map(lambda leaf: leaf[:last], params["blocks"])
-        shared = [(cache.keys[:last], cache.values[:last]) for cache in caches]
-        masks = [cache.mask for cache in caches]
+        x, kept = jax.lax.scan(lambda x, weights: middle(x, weights, ()), x, stacked)
+    elif definition.scanned:
+        # By number: what a scan goes over without its last layer would be a copy of all the others.
+        def body(x: Array, index: Array) -> tuple[Array, Any]:
+            contexts = [cache.layer(index) for cache in caches]
+            return middle(x, layer_params(definition, params, index), contexts)
 
-        def body(x: Array, layer: Any) -> tuple[Array, Any]:
-            weights, pairs = layer
-            contexts = [
-                Context(keys, values, mask)
-                for (keys, values), mask in zip(pairs, masks, strict=True)
-            ]
-            return middle(x, weights, contexts)
-
-        x, kept = jax.lax.scan(body, x, (stacked, shared))
+        # A gradient pass would keep every layer's weights, cut out, from its forward pass.
+        body = jax.checkpoint(body, policy=_keeps_but_cuts, prevent_cse=False)
+        x, kept = jax.lax.scan(body, x, jnp.arange(last))
     else:
         kept = []
         for index in range(last):

@@ -386,4 +386,4 @@ def start(
     stacked = frozenset({"blocks"} if victim.definition.scanned else ())
     optimizer = make_optimizer(config.optimizer, stacked)
     state = init_state(victim, optimizer)
-    return make_train_step(victim, optimizer, state, attack), state
+    return make_train_step(victim.definition, optimizer, state, attack), state

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models import transformer
@@ -73,24 +73,49 @@ def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs)
     # Fresh moments depend on no input: unless told where to go, they would all be on one device.
     shardings = state_shardings(optimizer, params, otherwise=replicated(victim.mesh))
     dtype = victim.definition.numerics.accumulation_dtype
-
-    def begin(params: Params) -> Any:
-        # Moments are of the type of the gradients, which narrow weights need not be of.
-        return optimizer.init(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
-
+    begin = functools.partial(_fresh_opt_state, optimizer, dtype)
     opt_state = jax.jit(begin, out_shardings=shardings)(params)
     return TrainState(params, opt_state)
 
 
+def abstract_state(
+    definition: Definition,
+    optimizer: optax.GradientTransformationExtraArgs,
+    params: Params,
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, types and shardings of the state before the first step; nothing is allocated.
+
+    Args:
+        params: shapes of the weights, laid out on the mesh.
+    """
+    dtype = definition.numerics.accumulation_dtype
+    shapes = jax.eval_shape(functools.partial(_fresh_opt_state, optimizer, dtype), params)
+    shardings = state_shardings(optimizer, params, otherwise=replicated(mesh))
+
+    def place(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return TrainState(params, jax.tree.map(place, shapes, shardings))
+
+
+def _fresh_opt_state(
+    optimizer: optax.GradientTransformationExtraArgs, dtype: str, params: Params
+) -> Any:
+    # Moments are of the type of the gradients, which narrow weights need not be of.
+    return optimizer.init(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+
 def make_train_step(
-    victim: Victim,
+    definition: Definition,
     optimizer: optax.GradientTransformationExtraArgs,
     state: TrainState,
     attack: EmbeddingAttack | None = None,
 ) -> TrainStep:
-    """The step for this victim's definition and mesh; the same one for the same optimizer.
+    """The step for a model where its state lies; the same one for the same optimizer.
 
     Args:
+        state: arrays, or their shapes with shardings.
         attack: moves the embeddings of the tokens that are free before each update.
 
     Returns:
@@ -99,7 +124,7 @@ def make_train_step(
     """
     leaves, structure = jax.tree.flatten(state)
     layout = tuple(leaf.sharding for leaf in leaves)
-    return _train_step(victim.definition, optimizer, attack, layout, structure)
+    return _train_step(definition, optimizer, attack, layout, structure)
 
 
 @functools.lru_cache(maxsize=16)  # seeds, and hardening by one attack and another, share it

@@ -12,8 +12,9 @@ from jax.flatten_util import ravel_pytree
 from robustjax.data.batching import pad_rows
 from robustjax.evaluation.flops import executed_flops
 from robustjax.models import transformer
+from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.layers import Context, attend
-from robustjax.models.transformer import Cache, Remat
+from robustjax.models.transformer import Cache, Definition, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
 
 FAMILIES = tuple(CONFIGS)
@@ -467,3 +468,21 @@ def test_causal_attention_in_parts_is_attention(width, groups):
 
     share = products(True) / products(False)
     assert share == 1 if width < 128 else 0.6 < share < 0.65
+
+
+@pytest.mark.parametrize("has_gradient", [False, True], ids=["forward", "gradient"])
+def test_scanned_weights_are_read_where_they_lie(has_gradient):
+    """An attack's passes make no copy of the stack, and keep no layer's for their gradient."""
+    shape = GPTNeoXConfig(vocab=64, width=128, layers=16, heads=4, hidden=512)
+    definition = Definition(shape, scanned=True)
+    params = transformer.abstract_params(definition)
+    x = jax.ShapeDtypeStruct((1, 1, 4, 128), jnp.float32)
+    ids, mask = (jax.ShapeDtypeStruct((1, 1, 4), dtype) for dtype in (jnp.int32, jnp.bool_))
+
+    def run(params, x, positions, mask):
+        return transformer.forward(definition, params, x, positions, mask).sum()
+
+    function = jax.grad(run, argnums=1) if has_gradient else run
+    memory = jax.jit(function).lower(params, x, ids, mask).compile().memory_analysis()
+    weights = sum(4 * leaf.size for leaf in jax.tree.leaves(params["blocks"]))
+    assert memory.temp_size_in_bytes < weights / 4

@@ -86,7 +86,7 @@ def test_a_point_is_enough_and_nothing_is_downloaded(run, memory, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", NANO], "give --local"),
+        (["plan", NANO], "nano-27k has no default slice; give --topology=v5e:4x4, or --local"),
         ([*PLAN, ATTACK], "config.model.point and config.model.path are both empty"),
         ([*PLAN, NANO, "--config.mesh.fsdp=2"], "config.mesh: fsdp=2 and tensor=1 split weights"),
         ([*PLAN, NANO.replace("gcg", "beast")], "config.companion.path is empty"),

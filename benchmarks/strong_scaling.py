@@ -1,0 +1,85 @@
+"""GCG on pythia-12b from 8 to 256 chips, on paper: the same examples on more and more of them.
+
+python -m benchmarks.strong_scaling
+
+Compiles one iteration (gradient and candidates) for slices of v5e, with weights over 2, 4 and 8
+chips, and keeps the bounds in ``benchmarks/results/strong_scaling.json``. No TPU is needed.
+"""
+
+import dataclasses
+import importlib.metadata
+import sys
+from typing import Any
+
+from robustjax.planning.environment import for_tpu_compiler
+
+for_tpu_compiler()
+
+from benchmarks.results import FOLDER, as_results, read_results, write_results  # noqa: E402
+from configs import attack  # noqa: E402
+from robustjax.commands.attack import AttackRunConfig  # noqa: E402
+from robustjax.commands.plan_slice import plan_on, slice_of  # noqa: E402
+from robustjax.planning.ahead_of_time import TooLargeError  # noqa: E402
+from robustjax.planning.run_plan import RunPlan  # noqa: E402
+from robustjax.runtime.mesh import MeshConfig  # noqa: E402
+from robustjax.settings import build  # noqa: E402
+
+NAME, POINT = "strong_scaling", "pythia-12b"
+SLICES = ("v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16")
+TENSOR = (2, 4, 8)
+EXAMPLES, PROMPT_TOKENS = 64, 384
+ONCE = ("encode_prefix", "answer")
+LIBTPU = importlib.metadata.version("libtpu")
+
+
+def main() -> None:
+    rows = read_results(NAME)["rows"] if (FOLDER / f"{NAME}.json").exists() else []
+    done = {(row["topology"], row["mesh"]["tensor"]) for row in rows}
+    for tensor in TENSOR:
+        for topology in SLICES:
+            if (topology, tensor) not in done:
+                print(f"{topology}, tensor {tensor}", file=sys.stderr, flush=True)
+                rows.append(measure(topology, tensor))
+                rows.sort(key=lambda row: (row["chips"], row["mesh"]["tensor"]))
+                settings = {"point": POINT, "examples": EXAMPLES, "prompt_tokens": PROMPT_TOKENS}
+                write_results(NAME, as_results(rows, rounds=1, libtpu=LIBTPU, **settings))
+
+
+def measure(topology: str, tensor: int) -> dict[str, Any]:
+    """One iteration on all examples at once."""
+    values = attack.get_config(f"point={POINT},task=imdb").to_dict()
+    config = dataclasses.replace(
+        build(AttackRunConfig, values, "config"),
+        topology=topology,
+        mesh=MeshConfig(-1, 1, tensor),
+        num_examples=EXAMPLES,
+    )
+    search = dataclasses.replace(config.search, batch_size=EXAMPLES)
+    one = dataclasses.replace(config.attack, num_iterations=1)
+    config = dataclasses.replace(config, search=search, attack=one)
+    chosen = slice_of(config)
+    row: dict[str, Any] = {"topology": topology, "chips": chosen.chips}
+    mesh = {"data": chosen.chips // tensor, "fsdp": 1, "tensor": tensor}
+    try:
+        plan = plan_on(config, chosen, PROMPT_TOKENS, left_out=ONCE)
+    except TooLargeError:
+        return row | {"mesh": mesh, "fits": False, "seconds": None}
+    return row | {"mesh": mesh} | _bounds(plan)
+
+
+def _bounds(plan: RunPlan) -> dict[str, Any]:
+    scoring = next(one for one in plan.programs if one.work.name == "score_replacements")
+    bound = scoring.compiled.bound
+    return {
+        "fits": plan.fits,
+        "peak": plan.peak,
+        "seconds": sum(one.seconds for one in plan.programs),
+        "scoring": dataclasses.asdict(bound),
+        "limit": bound.limit,
+        "sent": scoring.compiled.costs.sent,
+        "seconds_compile": round(sum(one.compiled.seconds_compile for one in plan.programs), 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
