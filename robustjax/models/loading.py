@@ -17,7 +17,7 @@ from robustjax.models.victim import Victim
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
 _log = logging.getLogger(__name__)
-_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja"]
 _TORCH_FILES = ["pytorch_model*.bin"]
 
 
