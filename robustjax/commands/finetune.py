@@ -6,9 +6,10 @@ from typing import Any
 
 from robustjax import given_model
 from robustjax.commands import workdirs
+from robustjax.data.chat import ChatConfig, chat_tokenizer, dialogues
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
-from robustjax.data.tokens import Tokenizer
+from robustjax.data.tokens import END_OF_TEXT, Tokenizer
 from robustjax.errors import UserError
 from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
@@ -48,6 +49,7 @@ class FinetuneRunConfig:
         finetune: how it is trained; its own `objective` is not looked at.
         seed: seed of fresh weights and of the order of batches.
         mesh: devices.
+        chat: how texts become conversations, with the right answers, for a language model.
     """
 
     model: TrainedModel
@@ -56,9 +58,15 @@ class FinetuneRunConfig:
     finetune: FinetuneConfig = FinetuneConfig()
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
+    chat: ChatConfig = ChatConfig()
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        if self.chat.apply_template and self.objective != "lm":
+            raise UserError(
+                "chat.apply_template=True: conversations are for language models; set "
+                "objective=lm, or leave it out"
+            )
 
     @property
     def head(self) -> Head:
@@ -157,6 +165,7 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
     _check_numbers(config, whole_task)
     whole_task.split("validation")
     start = _find_start(config, whole_task)
+    whole_task = dialogues(whole_task, start.tokenizer, config.chat)
     check_edges_reach({"config.finetune.train": config.finetune.train.edges}, start.context)
     task = workdirs.only_what_fits(
         "finetune", whole_task, start.tokenizer, start.context, config.task.too_long, positions=[]
@@ -195,7 +204,10 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
 
 def _find_start(config: FinetuneRunConfig, task: Task) -> _Start:
     if config.model.is_from_scratch:
-        tokenizer = ladder_tokenizer(example.text for example in task.split("train"))
+        # A tokenizer of bytes only will do to write conversations with.
+        spoken = dialogues(task, ladder_tokenizer([]), config.chat)
+        texts = (example.text.replace(END_OF_TEXT, "") for example in spoken.split("train"))
+        tokenizer = chat_tokenizer(ladder_tokenizer(texts), config.chat)
         return _Start(config, None, tokenizer, task.num_classes)
     given = given_model.find(config.model, config.head, task.num_classes)
     return _Start(config, given, given.tokenizer, task.num_classes)

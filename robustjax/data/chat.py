@@ -9,6 +9,8 @@ the slot.
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,12 @@ class ChatTemplate:
                 f"the chat template refuses the conversation: {error}{remedy}"
             ) from error
         return str(rendered)
+
+    @property
+    def sha256(self) -> str:
+        """Of the template."""
+        text = json.dumps(self._tokenizer.chat_template, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
     def prompt(self, text: str) -> str:
         """The conversation up to the model's answer."""
@@ -255,13 +263,17 @@ def dialogues(task: Task, tokenizer: Tokenizer, config: ChatConfig) -> Task:
 
 
 def _replaced(task: Task, template: ChatTemplate, conversation: Any) -> Task:
-    turn = template.turn
+    described = {
+        "before_turn": template.turn.before,
+        "after_turn": template.turn.after,
+        "template_sha256": template.sha256,
+    }
     return dataclasses.replace(
         task,
         class_names=tuple(template.goal(name) for name in task.class_names),
         train=tuple(map(conversation, task.train)),
         validation=tuple(map(conversation, task.validation)),
-        source=task.source | {"chat": {"before_turn": turn.before, "after_turn": turn.after}},
+        source=task.source | {"chat": described},
     )
 
 

@@ -128,7 +128,8 @@ def test_a_prompt_is_what_transformers_makes_of_it(kind, tokenizer, theirs, syst
         assert tokenizer.decode([inside]) == [slot]
     assert system in found.validation[0].text
     turn = turn_of(tokenizer, config)
-    assert found.source["chat"] == {"before_turn": turn.before, "after_turn": turn.after}
+    chat = found.source["chat"]
+    assert (chat["before_turn"], chat["after_turn"]) == (turn.before, turn.after)
 
 
 def test_a_dialogue_is_what_transformers_makes_of_it(tokenizer, theirs):
