@@ -44,7 +44,7 @@ def requests(count: int, seed: int) -> list[dict]:
     return rows
 
 
-def write(folder: Path, train: int = 1500, validation: int = 128) -> None:
+def write(folder: Path, train: int = 1000, validation: int = 128) -> None:
     """Writes the two files."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, count) in enumerate({"train": train, "validation": validation}.items()):
