@@ -42,6 +42,7 @@ bench: $(VENV)/.parity $(VENV)-nanogcg/.installed ## measured figures, one line 
 	$(BIN)/python -m benchmarks.load_time
 	$(BIN)/python -m benchmarks.checkpoint_time
 	$(BIN)/python -m benchmarks.convert_memory
+	$(BIN)/python -m benchmarks.chat_model
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .

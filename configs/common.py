@@ -24,6 +24,11 @@ def is_generated(task: str) -> bool:
     return task in FACTS and FACTS[task].is_generated
 
 
+def has_classes(task: str) -> bool:
+    """Whether there are answers to tell apart, as in all tasks but prompts to be refused."""
+    return task not in FACTS or bool(FACTS[task].class_names)
+
+
 def takes_all(task: str) -> bool:
     """Whether all of a task is taken: of your own files, and of prompts that nobody trains on."""
     return task not in FACTS or "train" not in FACTS[task].sizes

@@ -12,6 +12,7 @@ from robustjax.evaluation import records
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.evaluation.perplexity_filter import PerplexityFilter
 from robustjax.evaluation.records import UNDEFENDED
+from robustjax.evaluation.success_rules import SuccessRule
 from robustjax.models.victim import Victim
 from robustjax.runtime import distributed
 from robustjax.runtime.runlog import read_json, versions, write_json
@@ -118,6 +119,7 @@ def attack_into(
     label: str,
     companion: Victim | None = None,
     perplexity_filter: PerplexityFilter | None = None,
+    rule: SuccessRule | None = None,
 ) -> dict[str, Any]:
     """Attacks a victim: records, timing and summary go to the folder.
 
@@ -137,10 +139,14 @@ def attack_into(
         companion: a second model that the attack asks.
         perplexity_filter: a defence that the attack does not know of; what it detects stands in
             the summary.
+        rule: says when a language model is right and when it is broken; None takes a text that it
+            does not, or does, go on with.
 
     Returns:
         The summary.
     """
+    path = folder / "attack_records.jsonl"
+    answers = None if rule is None else rule.answers(victim, examples, search, num_examples)
     found, timing = attack_examples(
         victim,
         examples,
@@ -149,10 +155,14 @@ def attack_into(
         seed=seed,
         config=search,
         max_attacked=num_examples or None,
-        path=folder / "attack_records.jsonl",
+        path=path,
         label=label,
         companion=companion,
+        answers=answers,
     )
+    if rule is not None:
+        found = rule.judged(victim, examples, found, search)
+        records.write_records(path, found)
     summary = {
         "kind": "attack",
         "num_params": victim.num_params,

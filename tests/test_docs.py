@@ -110,6 +110,7 @@ def test_each_task_has_a_card_that_is_true(name):
         "docs/buckets.md",
         "docs/attack_your_model.md",
         "docs/adversarial_training.md",
+        "docs/chat_models.md",
         "docs/evaluation.md",
         "docs/analysis.md",
         "docs/statistics.md",

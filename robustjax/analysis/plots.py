@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustjax.analysis import captions, layout, scaling_plots, tables, transfer
+from robustjax.analysis import captions, judged_plots, layout, scaling_plots, tables, transfer
 from robustjax.analysis.drawing import Line, Panel, XAxis, YAxis
 from robustjax.analysis.figure import MatrixDrawing, ReportFigure, lines_figure
 from robustjax.analysis.groups import Group, Row
@@ -15,6 +15,7 @@ def all_figures(group: Group) -> list[ReportFigure]:
     return [
         clean_accuracy(group),
         asr_against_size(group),
+        *judged_plots.judged_figures(group),
         *(
             figure
             for attack in group.attack_names

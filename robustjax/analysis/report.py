@@ -18,6 +18,7 @@ from robustjax.analysis import (
     efficiency,
     fit_sections,
     fits,
+    judged_plots,
     offence,
     page,
     plots,
@@ -40,7 +41,7 @@ FIGURE_STEMS = (
     "clean_accuracy", "asr_vs_size", "asr_vs_attack_compute", "slope_vs_size", "asr_vs_round",
     "asr_after_rounds", "asr_vs_defence_compute", "accuracy_vs_round", "asr_at_budgets",
     "offence_vs_defence", "transfer_attack", "transfer_iterations", "transfer_matrix",
-    task_plots.STEM,
+    task_plots.STEM, judged_plots.STEM,
 )  # fmt: skip
 """How the names of figures begin; files of an older report are recognised by them."""
 

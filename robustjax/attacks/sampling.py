@@ -57,7 +57,7 @@ def start(run: BatchRun, beams: int, width: int) -> Sampler:
     last = np.array([text[-1] for text in texts], np.int32)
     mask, last = run.put((mask, last))
     reader = reader._replace(prefix=reader.prefix._replace(mask=mask))
-    return Sampler(reader, last, _empty_pairs(run.sampler, run.size, beams, width))
+    return Sampler(reader, last, empty_pairs(run.sampler, run.size, beams, width))
 
 
 def pair_shape(definition: Definition, rows: int, beams: int, width: int) -> tuple[int, ...]:
@@ -73,7 +73,8 @@ def both(definition: Definition, one: Any) -> Pairs:
     return every, every
 
 
-def _empty_pairs(sampler: Victim, rows: int, beams: int, width: int) -> Pairs:
+def empty_pairs(sampler: Victim, rows: int, beams: int, width: int) -> Pairs:
+    """Room on the mesh for the keys and values of ``width`` tokens of each beam."""
     definition = sampler.definition
     shape = pair_shape(definition, rows, beams, width)
     axes = ("layers",) * (len(shape) - 5) + ("examples", None, None, None, None)

@@ -8,12 +8,21 @@ from robustjax import given_model
 from robustjax.attacks.search import Attack, SearchConfig, module_of
 from robustjax.commands import workdirs
 from robustjax.commands.companions import check_companion_is_named, find_companion
+from robustjax.data.chat import ChatConfig, templated, turn_of
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
 from robustjax.data.tokens import Tokenizer
 from robustjax.errors import UserError
+from robustjax.evaluation.generate import GenerationConfig
+from robustjax.evaluation.judges import HTTPJudgeConfig, make_judge
 from robustjax.evaluation.perplexity_filter import PerplexityFilterConfig, prepare_filter
 from robustjax.evaluation.records import rate_names
+from robustjax.evaluation.success_rules import (
+    WRONG_ANSWER,
+    JudgedAnswer,
+    SuccessRule,
+    WrongAnswer,
+)
 from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models.transformer import Head
 from robustjax.runtime.mesh import MeshConfig, make_mesh
@@ -76,6 +85,12 @@ class AttackRunConfig:
         companion: a second model, for attacks that ask one: BEAST a language model, probe sampling
             a classifier of the same task.
         perplexity_filter: a defence whose detection rates are reported.
+        judge: what breaks a language model. Empty: going on with `proxy_gen_target`;
+            `wrong_answer`: not going on with `gen_target`; `exact_target`, `refusal_prefix`, `http`
+            or `FILE.py:function`: what a judge of that name makes of generated answers.
+        generation: how answers are generated for a judge.
+        http_judge: the judge `http`.
+        chat: how prompts become conversations.
     """
 
     model: AttackedModel
@@ -89,9 +104,19 @@ class AttackRunConfig:
     topology: str = ""
     companion: ModelConfig = ModelConfig()
     perplexity_filter: FilteredBy = FilteredBy()
+    judge: str = ""
+    generation: GenerationConfig = GenerationConfig()
+    http_judge: HTTPJudgeConfig = HTTPJudgeConfig()
+    chat: ChatConfig = ChatConfig()
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        for name in ("judge", "chat.apply_template"):
+            value = self.judge if name == "judge" else self.chat.apply_template
+            if value and self.model.head != "lm":
+                raise UserError(
+                    f"{name}={value!r} is for language models; set model.head=lm, or leave it out"
+                )
         if self.num_examples < 0:
             raise UserError(f"num_examples={self.num_examples} must not be negative; 0 takes all")
 
@@ -112,6 +137,7 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
     folder = Path(workdir)
     mesh = make_mesh(config.mesh)
     given, companion, scorer, task, train_texts = find_inputs(config)
+    rule = find_rule(config, given, task, folder)
     seed, past = given_model.read_past(given)
     identity = Identity(given.point, given.family, task.name, seed)
     leaves = {
@@ -123,6 +149,8 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
         "seed": config.seed,
         "search": describe(config.search),
     }
+    if rule is not None:
+        leaves["judge"] = rule.leaves()
     if companion is not None:
         leaves["companion"] = companion.leaves(config.companion.numerics)
     if scorer is not None:
@@ -160,6 +188,7 @@ def run_attack_command(config: AttackRunConfig, workdir: str | Path) -> Path:
         label=f"attack {given.point} {config.attack.name}",
         companion=None if companion is None else companion.load(config.companion.numerics, mesh),
         perplexity_filter=perplexity_filter,
+        rule=rule,
     )
     stage.finish()
     workdirs.say("attack", _result(summary))
@@ -201,6 +230,7 @@ def find_inputs(config: AttackRunConfig) -> AttackInputs:
     check_edges_reach({"config.search": config.search.edges}, given.definition.config.context)
     attacks = [config.attack]
     companion = find_companion(config.companion, attacks, given, whole_task.num_classes)
+    whole_task = templated(whole_task, given.tokenizer, config.chat, [config.attack.position])
     context = given.definition.config.context
     if companion is not None:
         context = min(context, companion.definition.config.context)
@@ -234,15 +264,54 @@ def _only_what_fits(config: AttackRunConfig, task: Task, given: GivenModel, cont
         task = dataclasses.replace(task, validation=())
     room = context - module_of(config.attack).slot_width(config.attack)
     if config.model.head == "lm":
-        room -= _longest_goal(task, config.split, given.tokenizer)
+        said = _longest_goal(config, task, given.tokenizer)
+        room -= max(said, config.generation.max_new_tokens) if _generates(config) else said
     positions = [config.attack.position]
     policy = config.task.too_long
     return workdirs.only_what_fits("attack", task, given.tokenizer, room, policy, positions)
 
 
-def _longest_goal(task: Task, split: str, tokenizer: Tokenizer) -> int:
-    goals = sorted({example.proxy_gen_target for example in task.split(split)})
-    return max(len(ids) for ids in tokenizer.encode(goals))
+def find_rule(
+    config: AttackRunConfig, given: GivenModel, task: Task, folder: Path
+) -> SuccessRule | None:
+    """What breaks the victim, checked before anything is computed; None leaves it to the search.
+
+    Args:
+        config: what to do.
+        given: the victim.
+        task: the data.
+        folder: the workdir.
+
+    Raises:
+        UserError: there is no such judge, or it does not go with the task.
+    """
+    if not config.judge:
+        return None
+    if not _generates(config):
+        if not task.class_names:
+            raise UserError(
+                f"config.judge={config.judge!r}: task {task.name!r} has no right answers; take "
+                "another judge"
+            )
+        return WrongAnswer(task.chunk_kinds)
+    try:
+        judge = make_judge(config.judge, config.http_judge, folder)
+    except UserError as error:
+        raise UserError(f"config.{error}") from error
+    turn = turn_of(given.tokenizer, config.chat)
+    return JudgedAnswer(judge, config.generation, config.seed, turn)
+
+
+def _generates(config: AttackRunConfig) -> bool:
+    return config.judge not in ("", WRONG_ANSWER)
+
+
+def _longest_goal(config: AttackRunConfig, task: Task, tokenizer: Tokenizer) -> int:
+    examples = task.split(config.split)
+    goals = {example.proxy_gen_target for example in examples}
+    if config.judge == WRONG_ANSWER:
+        goals |= {example.gen_target for example in examples}
+    return max(len(ids) for ids in tokenizer.encode(sorted(goals)))
 
 
 def _result(summary: dict[str, Any]) -> str:
@@ -254,6 +323,12 @@ def _result(summary: dict[str, Any]) -> str:
     low, high = (f"{100 * bound:.0f}" for bound in summary[names.interval])
     rate = f"{100 * summary[names.rate]:.0f} % ({low} to {high})"
     result = f"{right}; {broken} of {attacked} attacked ones broken: {rate}"
+    if judge := summary.get("judge"):
+        low, high = (f"{100 * bound:.0f}" for bound in summary["judged_success_interval"])
+        rate = f"{100 * summary['judged_success_rate']:.0f} % ({low} to {high})"
+        result += f"; {judge} says {summary['num_judged_success']} of {attacked}: {rate}"
+        if unread := summary["num_unparsable"]:
+            result += f", and of {unread} nothing that can be read"
     if detected := summary.get("perplexity_filter"):
         hits, alarms = (
             100 * detected[name] for name in ("true_positive_rate", "false_positive_rate")

@@ -6,9 +6,10 @@ from typing import Any
 
 from robustjax import given_model
 from robustjax.commands import workdirs
+from robustjax.data.chat import ChatConfig, chat_tokenizer, dialogues
 from robustjax.data.prompts import Task
 from robustjax.data.tasks import TaskConfig, load_task, require_classes
-from robustjax.data.tokens import Tokenizer
+from robustjax.data.tokens import END_OF_TEXT, Tokenizer
 from robustjax.errors import UserError
 from robustjax.given_model import GivenModel, ModelConfig
 from robustjax.models import registry
@@ -49,6 +50,7 @@ class FinetuneRunConfig:
         seed: seed of fresh weights and of the order of batches.
         mesh: devices.
         topology: TPU slice that the run is meant for; `robustjax plan` compiles for it.
+        chat: how texts become conversations, with the right answers, for a language model.
     """
 
     model: TrainedModel
@@ -58,9 +60,15 @@ class FinetuneRunConfig:
     seed: int = 0
     mesh: MeshConfig = MeshConfig()
     topology: str = ""
+    chat: ChatConfig = ChatConfig()
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        if self.chat.apply_template and self.objective != "lm":
+            raise UserError(
+                "chat.apply_template=True: conversations are for language models; set "
+                "objective=lm, or leave it out"
+            )
 
     @property
     def head(self) -> Head:
@@ -159,6 +167,7 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
     _check_numbers(config, whole_task)
     whole_task.split("validation")
     start = _find_start(config, whole_task)
+    whole_task = dialogues(whole_task, start.tokenizer, config.chat)
     check_edges_reach({"config.finetune.train": config.finetune.train.edges}, start.context)
     task = workdirs.only_what_fits(
         "finetune", whole_task, start.tokenizer, start.context, config.task.too_long, positions=[]
@@ -197,7 +206,10 @@ def run_finetune_command(config: FinetuneRunConfig, workdir: str | Path) -> Path
 
 def _find_start(config: FinetuneRunConfig, task: Task) -> _Start:
     if config.model.is_from_scratch:
-        tokenizer = ladder_tokenizer(example.text for example in task.split("train"))
+        # A tokenizer of bytes only will do to write conversations with.
+        spoken = dialogues(task, ladder_tokenizer([]), config.chat)
+        texts = (example.text.replace(END_OF_TEXT, "") for example in spoken.split("train"))
+        tokenizer = chat_tokenizer(ladder_tokenizer(texts), config.chat)
         return _Start(config, None, tokenizer, task.num_classes)
     given = given_model.find(config.model, config.head, task.num_classes)
     return _Start(config, given, given.tokenizer, task.num_classes)

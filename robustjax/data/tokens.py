@@ -44,8 +44,9 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._config = config
-        named = {name: _token_text(config.get(name)) for name in _NAMED_SPECIALS}
-        ids = {name: backend.token_to_id(text) for name, text in named.items() if text is not None}
+        texts = {name: _token_text(config.get(name)) for name in _NAMED_SPECIALS}
+        self.named_specials = {name: text for name, text in texts.items() if text is not None}
+        ids = {name: backend.token_to_id(text) for name, text in self.named_specials.items()}
         pad_id = ids.get("pad_token")
         self.eos_id: int | None = ids.get("eos_token")
         if pad_id is None:
@@ -94,6 +95,15 @@ class Tokenizer:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
         return cls(backend, _read_config(folder))
+
+    @property
+    def chat_template(self) -> Any:
+        """Its own Jinja template of a conversation (or several by name), None if it has none."""
+        return self._config.get("chat_template")
+
+    def with_chat_template(self, template: str) -> "Tokenizer":
+        """The same tokenizer with another template of a conversation."""
+        return Tokenizer(self._backend, self._config | {"chat_template": template})
 
     @property
     def vocab_size(self) -> int:
@@ -252,6 +262,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}") from error
         config.update({key: value for key, value in content.items() if value is not None})
+    template = folder / "chat_template.jinja"  # newer folders keep it in a file of its own
+    if template.is_file():
+        config["chat_template"] = template.read_text(encoding="utf-8")
     return config
 
 
@@ -260,7 +273,7 @@ def _download(name: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
+    patterns = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja"]
     remedy = "give an existing folder with tokenizer.json, or a hub name that can be reached"
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

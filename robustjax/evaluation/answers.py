@@ -48,7 +48,7 @@ def clean_answers(
     rows = victim.tokenizer.encode([example.text for example in examples])
     fits = [1 <= len(row) <= victim.context for row in rows]
     asked = [(example, row) for example, row, fit in zip(examples, rows, fits, strict=True) if fit]
-    ask = _ask_language_model if victim.definition.head == "lm" else _ask_classifier
+    ask = ask_language_model if victim.definition.head == "lm" else _ask_classifier
     answers = ask(victim, asked, config)
     for example, row, fit in zip(examples, rows, fits, strict=True):
         if not fit:
@@ -89,10 +89,18 @@ def _executed(definition: Definition, rows: int, width: int) -> int:
     return flops.executed_flops(functools.partial(transformer.apply, definition), params, ids, mask)
 
 
-def _ask_language_model(
+def ask_language_model(
     victim: Victim, asked: Sequence[tuple[Example, Sequence[int]]], config: SearchConfig
 ) -> dict[int, Answer]:
-    """Scores prompts as an attack does, with a slot of no tokens before the last."""
+    """Whether a language model does not go on with an example's ``proxy_gen_target``.
+
+    Scores prompts as an attack does, with a slot of no tokens before the last.
+
+    Args:
+        victim: the model.
+        asked: examples, whose ids must differ, and the ids of the text that each is asked with.
+        config: how the texts are cut into batches.
+    """
     answers, prompts = {}, []
     for example, row in asked:
         prompt = search.with_goal(victim, example, SlotText.of_ids(row[:-1], row[-1:]))

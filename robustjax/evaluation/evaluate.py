@@ -85,6 +85,7 @@ def attack_examples(
     label: str = "attack",
     companion: Victim | None = None,
     save_seconds: float = 5.0,
+    answers: dict[int, Answer] | None = None,
 ) -> tuple[list[AttackRecord], Timing]:
     """Attacks examples and returns one record for each.
 
@@ -105,6 +106,7 @@ def attack_examples(
         label: name on the progress line.
         companion: a smaller model of the victim's family, for attacks that ask one; others do not.
         save_seconds: how often that state is saved, at most.
+        answers: what the victim says to the clean texts, by example id, if that is known already.
 
     Returns:
         Records (those that need no search first, then bucket by bucket) and the time spent.
@@ -124,7 +126,7 @@ def attack_examples(
     _check_ids(examples)
     if attack.untargeted:
         examples = [dataclasses.replace(one, target_label=ANY_OTHER) for one in examples]
-    clean = clean_answers(victim, examples, config)
+    clean = clean_answers(victim, examples, config) if answers is None else answers
     attacked, spared = _chosen(examples, clean, only_correct, max_attacked)
     prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed, companion)
     left_out = {one.example_id for one in spared} | failures.keys()

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustjax.errors import UserError
-from robustjax.evaluation import metrics, strict_json
+from robustjax.evaluation import judged, metrics, strict_json
+from robustjax.evaluation.judged import Judged
 from robustjax.evaluation.strict_json import canonical_json, write_text_atomic
 
 __all__ = [
@@ -90,6 +91,9 @@ class AttackRecord:
         clean_flops_algorithmic: FLOPs of asking the victim about the clean text, which are not
             part of the attack's.
         clean_flops_executed: the same of the dot products that ran.
+        judged: what the victim answers to the final text and what a judge makes of it, where
+            answers are generated; None if there was no attack.
+        clean_judged: the same of the clean text.
 
     Raises:
         ValueError: a success is claimed without an attacked text or beside a failure.
@@ -116,6 +120,8 @@ class AttackRecord:
     variant: str = ""
     clean_flops_algorithmic: int = 0
     clean_flops_executed: int = 0
+    judged: Judged | None = None
+    clean_judged: Judged | None = None
 
     def __post_init__(self) -> None:
         """Reject a success that cannot have happened."""
@@ -252,7 +258,7 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
     is over all examples; one that failed counts as wrong there, because nothing shows that it would
     have held. Rates without a denominator are NaN. Curves are mappings from the iteration to the
     value, with the clean texts at 0; decile tables are mappings from "0.0", "0.1", ... "1.0".
-    Log-probabilities are given of classifiers only.
+    Log-probabilities are given of classifiers only, and what a judge says where there was one.
 
     Raises:
         UserError: records of different attacks or options, or attacked examples with histories of
@@ -300,6 +306,10 @@ def summarise(records: Sequence[AttackRecord]) -> dict[str, Any]:
         "flops_executed": sum(record.flops_executed for record in records),
         "clean_flops_algorithmic": sum(record.clean_flops_algorithmic for record in records),
         "clean_flops_executed": sum(record.clean_flops_executed for record in records),
+        **judged.summarise(
+            [record.clean_judged for record in records if record.clean_judged is not None],
+            [record.judged for record in attacked],
+        ),
     }
 
 
@@ -353,6 +363,9 @@ def _by_iteration(curve: np.ndarray) -> dict[str, float]:
 
 def _line(record: AttackRecord) -> str:
     fields = {**vars(record), "iterations": [vars(step) for step in record.iterations]}
+    for name in _JUDGED_PARSERS:  # left out where nothing is judged
+        verdict = fields.pop(name)
+        fields |= {} if verdict is None else {name: vars(verdict)}
     return canonical_json(fields) + "\n"
 
 
@@ -386,7 +399,7 @@ def _iteration(value: Any, name: str) -> IterationRecord:
 
 
 def _record(value: Any, name: str) -> AttackRecord:
-    return AttackRecord(**strict_json.fields(value, name, _RECORD_PARSERS))
+    return AttackRecord(**strict_json.fields(value, name, _RECORD_PARSERS, _JUDGED_PARSERS))
 
 
 _ITERATION_PARSERS: Mapping[str, strict_json.Parser] = {
@@ -419,4 +432,9 @@ _RECORD_PARSERS: Mapping[str, strict_json.Parser] = {
     "variant": strict_json.string,
     "clean_flops_algorithmic": strict_json.integer,
     "clean_flops_executed": strict_json.integer,
+}
+
+_JUDGED_PARSERS: Mapping[str, strict_json.Parser] = {
+    "judged": strict_json.optional(judged.parse),
+    "clean_judged": strict_json.optional(judged.parse),
 }

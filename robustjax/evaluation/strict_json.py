@@ -99,15 +99,22 @@ def list_of(parser: Parser) -> Parser:
     return parse
 
 
-def fields(value: Any, name: str, parsers: Mapping[str, Parser]) -> dict[str, Any]:
-    """Parse an object that has exactly the fields of `parsers`."""
+def fields(
+    value: Any,
+    name: str,
+    parsers: Mapping[str, Parser],
+    may_lack: Mapping[str, Parser] | None = None,
+) -> dict[str, Any]:
+    """Parse an object that has exactly the fields of `parsers`, and perhaps some of `may_lack`."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, not {json.dumps(value)[:60]}")
-    if value.keys() != parsers.keys():
-        missing = sorted(parsers.keys() - value.keys())
-        unknown = sorted(value.keys() - parsers.keys())
+    given = {key: parser for key, parser in (may_lack or {}).items() if key in value}
+    expected = {**parsers, **given}
+    if value.keys() != expected.keys():
+        missing = sorted(expected.keys() - value.keys())
+        unknown = sorted(value.keys() - expected.keys())
         raise ValueError(f"{name} lacks fields {missing} and has unknown fields {unknown}")
-    return {key: parser(value[key], f"{name}.{key}") for key, parser in parsers.items()}
+    return {key: parser(value[key], f"{name}.{key}") for key, parser in expected.items()}
 
 
 integer = exactly(int, "an integer")

@@ -19,7 +19,7 @@ from robustjax.runtime.files import is_remote
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 
 _log = logging.getLogger(__name__)
-_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model"]
+_FILES = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja"]
 _TORCH_FILES = ["pytorch_model*.bin"]
 
 
