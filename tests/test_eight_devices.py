@@ -114,8 +114,8 @@ def test_what_split_weights_cost_an_iteration(found):
 
     All-gathers bring together what of a weight, a norm or a bias is split over `fsdp`, each where
     it is used (in `propose` once more for the gradient); all-reduces add up products, and the sums
-    of norms, over `tensor` and `fsdp`; all-to-alls and permutes are the compiler's way of moving rows
-    between devices that share weights. Choosing the best candidate needs none.
+    of norms, over `tensor` and `fsdp`; all-to-alls and permutes are the compiler's way of moving
+    rows between devices that share weights. Choosing the best candidate needs none.
     """
     counts = found["mixed"]["collectives"]
     assert counts["encode_prefix"] == {"all-gather": 2, "all-reduce": 11, "collective-permute": 1}
