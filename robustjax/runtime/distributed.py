@@ -143,12 +143,15 @@ def from_primary(make: Callable[[], _T], name: str) -> _T:
     if count() == 1:
         return make()
     key = f"robustjax/{next(_joined.numbers)}"
-    if is_primary():
-        made = _attempt(make)
-        _put(key, made)
-        return _unwrapped(made)
     with _coming_to(name) as milliseconds:
-        return _unwrapped(_get(key, milliseconds))
+        if is_primary():
+            value, error = _attempt(make)
+            _put(key, (value, error))
+        else:
+            value, error = _get(key, milliseconds)
+    if error is not None:
+        raise error
+    return value
 
 
 def everyones(value: _T, name: str) -> list[_T]:
@@ -204,18 +207,11 @@ def fail(error: BaseException) -> None:
     end(1, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 
-def _attempt(make: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
+def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return make(), None
     except Exception as error:
         return None, error
-
-
-def _unwrapped(made: tuple[Any, Exception | None]) -> Any:
-    value, error = made
-    if error is not None:
-        raise error
-    return value
 
 
 @contextlib.contextmanager
