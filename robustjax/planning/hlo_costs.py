@@ -159,7 +159,7 @@ class _Counter:
     ) -> None:
         given = sum(buffer.bytes for operand in operands for buffer in operand.buffers)
         groups = groups_of(one, self._devices)
-        size = max(len(group) for group in groups)
+        size = max(map(len, groups))
         # Of the results only all-gather's is larger than what it is given.
         whole = given * size if kind == "all-gather" else given
         if size > 1:

@@ -192,7 +192,9 @@ def groups_of(instruction: Instruction, devices: int) -> list[list[int]]:
     """
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text):
-        return [_integers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+        between = [_integers(pair) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
+        # What stays where it is is not exchanged.
+        return [pair for pair in between if pair[0] != pair[1]] or [[0]]
     if listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
         return [_integers(group) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)

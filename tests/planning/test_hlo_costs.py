@@ -158,6 +158,8 @@ def test_groups_as_they_are_written():
     assert groups("replica_groups=[2,2]<=[4]") == [[0, 1], [2, 3]]
     assert groups("replica_groups=[2,2]<=[2,2]T(1,0)") == [[0, 2], [1, 3]]
     assert groups("channel_id=1") == [[0, 1, 2, 3]]
+    assert groups("source_target_pairs={{0,0},{1,2},{2,1}}") == [[1, 2], [2, 1]]
+    assert groups("source_target_pairs={{0,0}}") == [[0]]
 
 
 def test_a_loop_whose_rounds_are_not_told():
