@@ -84,7 +84,7 @@ def tpu(project, environment):
             env=environment | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     return call

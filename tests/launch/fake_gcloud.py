@@ -114,8 +114,16 @@ class Cloud:
         self._write("next.json", {"states": states, "workers": workers})
 
     def behave(self, **jobs):
-        """What robustjax does on worker N: `worker_N={"seconds": ..., "status": ...}`."""
+        """What robustjax does on worker N: `worker_N={"waits": True, "status": 1, "writes": True}`.
+
+        One that waits does so until `release`, or until it is asked to end.
+        """
+        (self.root / "released").unlink(missing_ok=True)
         self._write("jobs.json", jobs)
+
+    def release(self):
+        """What waits ends."""
+        (self.root / "released").touch()
 
     def preempt(self, name: str):
         """A slice is taken away."""

@@ -56,7 +56,8 @@ def robustjax(home: Path, arguments: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "attack_records.jsonl", "a") as file:
             file.write("a record\n")
-    time.sleep(job.get("seconds", 0))
+    while job.get("waits") and not (cloud / "released").exists():
+        time.sleep(0.05)
     print("robustjax ends", flush=True)
     return job.get("status", 0)
 

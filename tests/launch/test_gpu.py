@@ -41,7 +41,7 @@ def launch(project, environment, cloud, tmp_path):
             env=environment | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     return call

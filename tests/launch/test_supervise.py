@@ -43,7 +43,7 @@ def supervise(project, environment):
 
 
 def ended(process, status=0):
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     return err
 
@@ -54,7 +54,7 @@ def starts(cloud):
 
 
 def wait_for(condition):
-    for _ in range(400):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
@@ -63,7 +63,7 @@ def wait_for(condition):
 
 def test_a_slice_that_is_preempted_is_asked_for_again(supervise, cloud, project):
     cloud.will_be("WAITING_FOR_RESOURCES", "ACTIVE", workers=2)
-    cloud.behave(worker_0={"seconds": 60, "writes": True}, worker_1={"seconds": 60})
+    cloud.behave(worker_0={"waits": True, "writes": True}, worker_1={"waits": True})
     process = supervise()
     wait_for(lambda: starts(cloud) == 2)
     # The project goes on; the job does not change for it.
@@ -87,12 +87,13 @@ def test_a_slice_that_is_preempted_is_asked_for_again(supervise, cloud, project)
 
 
 def test_it_is_killed_and_started_again_while_the_job_runs(supervise, cloud):
-    cloud.behave(worker_0={"seconds": 2.0})
+    cloud.behave(worker_0={"waits": True})
     for _ in range(2):
         process = supervise()
         wait_for(lambda: starts(cloud) == 1)
         process.kill()
         process.communicate()
+    cloud.release()
     ended(supervise())
     assert starts(cloud) == 1
     assert len(cloud.calls("queued-resources", "create")) == 1
@@ -112,7 +113,7 @@ def test_it_is_killed_while_the_slice_is_awaited(supervise, cloud):
 
 
 def test_only_one_looks_after_a_job(supervise, cloud):
-    cloud.behave(worker_0={"seconds": 60})
+    cloud.behave(worker_0={"waits": True})
     first = supervise()
     wait_for(lambda: starts(cloud) == 1)
     assert "being looked after already" in ended(supervise(), 1)
@@ -133,7 +134,7 @@ def test_another_command_or_slice_needs_another_state(supervise, cloud):
 @pytest.mark.slow
 def test_it_gives_up_when_nothing_comes_of_it(supervise, cloud):
     cloud.will_be("ACTIVE", workers=2)
-    cloud.behave(worker_0={"seconds": 60}, worker_1={"status": 1})
+    cloud.behave(worker_0={"waits": True}, worker_1={"status": 1})
     err = ended(supervise("--failures=3"), 1)
     assert "gives up after 3 failures without progress" in err
     assert starts(cloud) == 6
@@ -179,7 +180,7 @@ def test_a_quota_that_stays_too_small(supervise, cloud):
 @pytest.mark.slow
 def test_a_worker_that_stays_unreachable_costs_the_slice(supervise, cloud):
     cloud.will_be("ACTIVE", workers=2)
-    cloud.behave(worker_0={"seconds": 60, "writes": True})
+    cloud.behave(worker_0={"waits": True, "writes": True})
     process = supervise(SSH_TRIES="1")
     wait_for(lambda: starts(cloud) == 2)
     cloud.fail("ssh", "--worker=1", status=255, times=3)
@@ -191,10 +192,12 @@ def test_a_worker_that_stays_unreachable_costs_the_slice(supervise, cloud):
 
 @pytest.mark.slow
 def test_gcloud_that_does_not_answer_is_waited_for(supervise, cloud):
-    cloud.behave(worker_0={"seconds": 1.0})
+    cloud.behave(worker_0={"waits": True})
     process = supervise()
     wait_for(lambda: starts(cloud) == 1)
     cloud.fail("describe", says="no network", times=6)
+    wait_for(lambda: '"times": 0' in (cloud.root / "faults.json").read_text())
+    cloud.release()
     err = ended(process)
     assert "slice UNKNOWN" in err and starts(cloud) == 1
 
@@ -203,7 +206,7 @@ def test_gcloud_that_does_not_answer_is_waited_for(supervise, cloud):
 def test_partial_answers_end_nothing(supervise, cloud):
     """Of gcloud: no state, no number of workers; of a worker: nothing."""
     cloud.will_be("ACTIVE", workers=2)
-    cloud.behave(worker_0={"seconds": 60}, worker_1={"seconds": 60})
+    cloud.behave(worker_0={"waits": True}, worker_1={"waits": True})
     process = supervise()
     wait_for(lambda: starts(cloud) == 2)
     for words in (("--format=value(state.state)",), ("--format=value(networkEndpoints.len())",)):

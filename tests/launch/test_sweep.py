@@ -188,7 +188,7 @@ def sweep(config, tmp_path, environment, project):
 
 
 def ended(process, status=0):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     return out, err
 
@@ -199,7 +199,7 @@ def runs(tmp_path):
 
 
 def wait_for(condition):
-    for _ in range(400):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)

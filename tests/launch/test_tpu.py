@@ -22,7 +22,7 @@ def runs(cloud, worker=0):
 
 
 def wait_for(condition):
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)
@@ -31,7 +31,7 @@ def wait_for(condition):
 
 def test_a_job_from_create_to_delete(tpu, cloud, project):
     cloud.will_be("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", workers=2)
-    cloud.behave(worker_0={"seconds": 1.0}, worker_1={"seconds": 1.0})
+    cloud.behave(worker_0={"waits": True}, worker_1={"waits": True})
 
     created = tpu("create", "--spot", "--tpu-type=v5litepod-16", "--valid-until=6h")
 
@@ -70,6 +70,7 @@ def test_a_job_from_create_to_delete(tpu, cloud, project):
     again = tpu("run", "--", "attack")
     assert again.returncode == 73 and "running already" in again.stderr
 
+    cloud.release()
     watched = tpu("attach")
     assert watched.returncode == 0, watched.stderr
     assert watched.stdout.splitlines() == [
@@ -114,7 +115,7 @@ def test_the_environment_is_made_once_for_a_lock_file(tpu, cloud, ready):
 @pytest.mark.slow
 def test_a_host_that_fails_is_what_the_job_ends_with(tpu, cloud, ready):
     ready(2)
-    cloud.behave(worker_0={"seconds": 5}, worker_1={"status": 3})
+    cloud.behave(worker_0={"waits": True}, worker_1={"status": 3})
     assert tpu("run", "--", "attack").returncode == 0
     wait_for(lambda: "worker 1: exited 3" in tpu("status").stdout)
     status = tpu("status")
@@ -177,7 +178,7 @@ def test_a_request_that_comes_to_nothing_is_told(tpu, cloud, state):
 def test_one_worker_of_four_cannot_be_reached(tpu, cloud, ready):
     ready(4)
     cloud.fail("ssh", "--worker=2", status=255, says="port 22: Connection refused")
-    cloud.behave(**{f"worker_{worker}": {"seconds": 20} for worker in range(4)})
+    cloud.behave(**{f"worker_{worker}": {"waits": True} for worker in range(4)})
     before = len(cloud.calls("ssh", "--worker=2"))
 
     started = tpu("run", "--", "attack", SSH_TRIES="3")
@@ -210,7 +211,7 @@ def test_a_bad_connection_is_tried_again(tpu, cloud):
 @pytest.mark.slow
 def test_a_host_that_restarted_lost_its_job(tpu, cloud, ready):
     ready()
-    cloud.behave(worker_0={"seconds": 20})
+    cloud.behave(worker_0={"waits": True})
     assert tpu("run", "--", "attack").returncode == 0
     pid = cloud.home("a-slice", 0) / "robustjax" / "jobs" / "job" / "pid"
     number, ticks = pid.read_text().split()
