@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from robustjax.evaluation.judged import Outcome
 
@@ -39,6 +39,7 @@ class Verdict(NamedTuple):
     score: float | None
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Judges answers, each by itself."""
 
