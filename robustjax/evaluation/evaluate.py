@@ -138,7 +138,10 @@ def attack_examples(
             idle.append(_blank_record(example, answer, reason, attack, seed))
     batches = search.plan(prompts, config)
     done, whole = distributed.from_primary(
-        lambda: _resume(path, idle, batches, attack, seed), "the records so far"
+        lambda: _resume(path, idle, batches, attack, seed),
+        "the records so far",
+        plain=lambda found: (records.lines_of(found[0]), found[1]),
+        back=lambda sent: (records.of_lines(sent[0]), sent[1]),
     )
 
     saved = SavedSearch(path and Path(path).with_name("attack_state.npz"), save_seconds)

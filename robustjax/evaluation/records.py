@@ -141,7 +141,7 @@ class AttackRecord:
 
 def write_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]) -> None:
     """Write a whole record file, atomically."""
-    write_text_atomic(path, "".join(_line(record) for record in records))
+    write_text_atomic(path, "".join(lines_of(records)))
 
 
 def append_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]) -> None:
@@ -150,7 +150,7 @@ def append_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]
     Raises:
         UserError: the file ends in the middle of a line (`read_complete_records` mends it).
     """
-    data = "".join(_line(record) for record in records).encode("ascii")
+    data = "".join(lines_of(records)).encode("ascii")
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -159,6 +159,16 @@ def append_records(path: str | os.PathLike[str], records: Iterable[AttackRecord]
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def lines_of(records: Iterable[AttackRecord]) -> list[str]:
+    """The lines that records have in a file."""
+    return [_line(record) for record in records]
+
+
+def of_lines(lines: Iterable[str]) -> list[AttackRecord]:
+    """The records of lines that `lines_of` made."""
+    return _parse_lines("records of another process", (line.encode("ascii") for line in lines))
 
 
 def read_records(path: str | os.PathLike[str]) -> list[AttackRecord]:

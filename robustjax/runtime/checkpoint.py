@@ -352,12 +352,17 @@ def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 def _check(folder: epath.Path, wanted: dict[str, Any]) -> None:
     """Checks that a folder is whole and holds these arrays; one process does, for all."""
 
-    def check() -> None:
-        marker = _read_marker(folder)
-        _check_files(folder, marker["files"])
-        _check_arrays(folder, marker["arrays"], wanted)
+    def found() -> str:
+        try:
+            marker = _read_marker(folder)
+            _check_files(folder, marker["files"])
+            _check_arrays(folder, marker["arrays"], wanted)
+        except _DamagedError as error:
+            return str(error)
+        return ""
 
-    distributed.from_primary(check, f"the check of {folder}")
+    if damage := distributed.from_primary(found, f"the check of {folder}"):
+        raise _DamagedError(damage)
 
 
 def _restore(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, Any]:

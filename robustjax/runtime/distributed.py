@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import os
-import pickle
 import socket
 import sys
 import time
@@ -22,6 +21,7 @@ from robustjax.errors import UserError
 from robustjax.runtime import lifeline
 from robustjax.runtime.aborts import before_abort
 from robustjax.runtime.lifeline import Lifeline
+from robustjax.runtime.messages import packed, unpacked
 
 START_VARIABLE = "ROBUSTJAX_DISTRIBUTED"
 LOST_VARIABLE, STUCK_VARIABLE = "ROBUSTJAX_LOST_SECONDS", "ROBUSTJAX_STUCK_SECONDS"
@@ -132,33 +132,51 @@ def barrier(name: str) -> None:
     _tidy()
 
 
-def from_primary(make: Callable[[], _T], name: str) -> _T:
+def from_primary(
+    make: Callable[[], _T],
+    name: str,
+    *,
+    plain: Callable[[_T], Any] = lambda value: value,
+    back: Callable[[Any], _T] = lambda value: value,
+) -> _T:
     """What the primary process makes, in all of them: it alone reads what it alone writes.
 
     Args:
-        make: called in the primary process only; what it returns can be pickled. What it raises,
-            all raise.
+        make: called in the primary process only. What it raises, all raise.
         name: what is waited for, in messages.
+        plain: makes of it what `messages.packed` takes.
+        back: makes it of that again.
+
+    Raises:
+        UserError: the primary process raised one.
+        RuntimeError: it raised something else.
     """
     if count() == 1:
         return make()
     key = f"robustjax/{next(_joined.numbers)}"
+    if is_primary():
+        if _joined.lifeline is not None:
+            _joined.lifeline.come_to(name)
+        try:
+            made = make()
+        except Exception as error:
+            _put(key, (False, isinstance(error, UserError), str(error)))
+            raise
+        _put(key, (True, plain(made)))
+        return made
     with _coming_to(name) as milliseconds:
-        if is_primary():
-            value, error = _attempt(make)
-            _put(key, (value, error))
-        else:
-            value, error = _get(key, milliseconds)
-    if error is not None:
-        raise error
-    return value
+        is_made, *said = _get(key, milliseconds)
+    if is_made:
+        return back(*said)
+    is_users, text = said
+    raise UserError(text) if is_users else RuntimeError(f"{name}: {text}")
 
 
 def everyones(value: _T, name: str) -> list[_T]:
     """A small value of every process, by their numbers; each waits for all.
 
     Args:
-        value: can be pickled.
+        value: what `messages.packed` takes.
         name: what is waited for, in messages.
     """
     if count() == 1:
@@ -207,13 +225,6 @@ def fail(error: BaseException) -> None:
     end(1, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 
-def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    try:
-        return make(), None
-    except Exception as error:
-        return None, error
-
-
 @contextlib.contextmanager
 def _coming_to(name: str) -> Iterator[int]:
     """Waiting for others to come to a place; milliseconds that it may take.
@@ -236,7 +247,7 @@ def _coming_to(name: str) -> Iterator[int]:
 
 
 def _put(key: str, value: Any) -> None:
-    data = pickle.dumps(value)
+    data = packed(value)
     chunks = [data[at : at + _CHUNK_BYTES] for at in range(0, len(data), _CHUNK_BYTES)]
     for number, chunk in enumerate(chunks):
         _client().key_value_set_bytes(f"{key}/{number}", chunk)
@@ -247,7 +258,7 @@ def _put(key: str, value: Any) -> None:
 def _get(key: str, milliseconds: int) -> Any:
     chunks = int(_client().blocking_key_value_get(f"{key}/size", milliseconds))
     get = functools.partial(_client().blocking_key_value_get_bytes, timeout_in_ms=milliseconds)
-    return pickle.loads(b"".join(get(f"{key}/{number}") for number in range(chunks)))
+    return unpacked(b"".join(get(f"{key}/{number}") for number in range(chunks)))
 
 
 def _tidy() -> None:

@@ -17,7 +17,7 @@ from robustjax.attacks.search import Attack, SearchConfig
 from robustjax.data.prompts import ChunkKind, Example
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import attack_examples
-from robustjax.evaluation.records import AttackRecord, read_records
+from robustjax.evaluation.records import AttackRecord, lines_of, of_lines, read_records
 from robustjax.models.victim import Victim
 from robustjax.runtime import distributed
 from robustjax.training.embedding import EmbeddingAttack, free_rows
@@ -149,7 +149,10 @@ def fingerprint_records(folder: Path, number: int, names: Sequence[str]) -> dict
     def read() -> dict[str, Recorded]:
         return {name: _fingerprint(records_path(folder, number, name)) for name in names}
 
-    return distributed.from_primary(read, f"the records of round {number}")
+    def back(sent: dict[str, tuple[int, int]]) -> dict[str, Recorded]:
+        return {name: Recorded(*one) for name, one in sent.items()}
+
+    return distributed.from_primary(read, f"the records of round {number}", back=back)
 
 
 def _fingerprint(path: Path) -> Recorded:
@@ -177,7 +180,13 @@ def read_round(
                 )
         return {name: read_records(records_path(folder, number, name)) for name in expected}
 
-    return distributed.from_primary(read, f"the records of round {number}")
+    def plain(found: dict[str, list[AttackRecord]]) -> dict[str, list[str]]:
+        return {name: lines_of(records) for name, records in found.items()}
+
+    def back(sent: dict[str, list[str]]) -> dict[str, list[AttackRecord]]:
+        return {name: of_lines(lines) for name, lines in sent.items()}
+
+    return distributed.from_primary(read, f"the records of round {number}", plain=plain, back=back)
 
 
 def into_pool(found: Mapping[str, list[AttackRecord]]) -> list[AttackRecord]:

@@ -57,8 +57,12 @@ def agree() -> None:
     heard = Heard()
     calls = [heard(index == 1 and number == 0).tolist() for number in range(3)]
     assert calls == [[False], [True], [False]]
-    large = distributed.from_primary(lambda: bytes(3_000_000) + bytes([index + 7]), "bytes")
-    assert len(large) == 3_000_001 and large[-1] == 7
+    large = distributed.from_primary(lambda: np.arange(400_000) * (7 + index), "an array")
+    np.testing.assert_array_equal(large, np.arange(400_000) * 7)
+    sent = distributed.from_primary(
+        lambda: {index}, "a set", plain=lambda made: [*made], back=lambda said: {*said}
+    )
+    assert sent == {0}
 
     def refuse() -> None:
         raise UserError(f"refused by {index}")
