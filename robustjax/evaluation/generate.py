@@ -28,6 +28,7 @@ from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.models.victim import BUCKET_EDGES, Victim
 from robustjax.runtime.compilation import make_room_for_programs
 from robustjax.runtime.progress import Progress
+from robustjax.runtime.rows import fetch
 
 _AT_ONCE = 16
 """Tokens of each row between two looks of the host."""
@@ -158,7 +159,7 @@ def _answer_batch(
             is_greedy=config.temperature == 0,
         )
         newest = new[:, -1]
-        said = np.concatenate([said, np.asarray(new)], axis=1)
+        said = np.concatenate([said, fetch(new)], axis=1)
         known = [
             _finished(tokenizer.decode, row[: config.max_new_tokens], endings, config)
             for row in said.tolist()

@@ -15,9 +15,10 @@ from robustjax.data.prompts import ChunkKind, Example, split_at_slot
 from robustjax.evaluation.answers import Answer, ask_language_model, clean_answers
 from robustjax.evaluation.generate import GenerationConfig, generate
 from robustjax.evaluation.judged import Judged
-from robustjax.evaluation.judges import Case, Judge
+from robustjax.evaluation.judges import Case, Judge, Verdict
 from robustjax.evaluation.records import AttackRecord
 from robustjax.models.victim import Victim
+from robustjax.runtime import distributed
 
 WRONG_ANSWER = "wrong_answer"
 """How settings call the rule `WrongAnswer`."""
@@ -222,7 +223,14 @@ class JudgedAnswer:
             )
             for (example, text), answer in zip(asked, generated, strict=True)
         ]
+        # One process asks; whoever judges would not say the same to each.
+        verdicts = distributed.from_primary(
+            lambda: self.judge.judge(cases),
+            "the judge",
+            plain=lambda made: [(one.outcome, one.score) for one in made],
+            back=lambda sent: [Verdict(*one) for one in sent],
+        )
         return [
             Judged(answer.text, answer.is_cut, verdict.outcome, verdict.score, self.judge.name)
-            for answer, verdict in zip(generated, self.judge.judge(cases), strict=True)
+            for answer, verdict in zip(generated, verdicts, strict=True)
         ]

@@ -24,7 +24,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import threading
 import uuid
 import zlib
@@ -35,7 +34,7 @@ from pathlib import Path
 from etils import epath
 
 from robustjax.errors import UserError
-from robustjax.runtime import interrupts
+from robustjax.runtime import distributed, interrupts
 from robustjax.runtime.files import StrPath, disk_trouble, is_remote
 
 FOLDER_VARIABLE = "ROBUSTJAX_MIRROR"
@@ -458,8 +457,7 @@ def _reaching(address: StrPath) -> Iterator[None]:
 
 
 def _refuse_several_processes(address: StrPath) -> None:
-    jax = sys.modules.get("jax")  # a report works where there is none
-    if jax is not None and jax.distributed.is_initialized():
+    if distributed.count() > 1:
         raise UserError(
             f"{os.fspath(address)}: several processes need a folder that all of them see; mount "
             "a shared disk (Filestore, NFS) on every host, and give its folder as --workdir"

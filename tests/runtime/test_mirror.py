@@ -7,13 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 import pytest
 from etils import epath
 
 from robustjax.cli import main
 from robustjax.errors import UserError
-from robustjax.runtime import mirror
+from robustjax.runtime import distributed, mirror
 from robustjax.runtime.mirror import Mirror, as_given, brought, workdir
 from tests.analysis.conftest import Plan, write_study
 from tests.runtime.fake_bucket import FakeBucket, install
@@ -379,7 +378,7 @@ def test_a_local_workdir_is_its_own_folder(tmp_path):
 
 
 def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(UserError, match="several processes need a folder that all of them see"):
         with workdir(ADDRESS):
             raise AssertionError
