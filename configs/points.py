@@ -144,12 +144,12 @@ PUBLISHED_POINTS = {
     "pythia-1b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-1.4b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-2.8b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
-    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
+    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
     "qwen2.5-0.5b": _LARGE | {"topology": "v5e:2x2", "fsdp": 4},
     "qwen2.5-1.5b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
     "qwen2.5-3b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
     "qwen2.5-14b": _LARGE | {"topology": "v5e:4x8", "tensor": 4, "train_tensor": 4, "fsdp": 8},
 }
 
