@@ -101,8 +101,8 @@ OTHER_ROUNDS = 10  # of models and attacks that are not in the table
 # is told another; docs/tpu_plans.md has what came of it.
 #
 # topology: the slice.
-# tensor: chips that an attack splits weights over within layers, as few as have room for them:
-# they exchange every sum. The others share the examples (data).
+# tensor: chips that an attack splits weights over within layers; the fewer, the less they exchange.
+# The others share the examples (data).
 # train_tensor, fsdp: chips that training splits weights over, within layers and otherwise.
 # numerics, train_numerics: of the attacked model and of training, whose weights stay float32: at a
 # learning rate of 1e-5 an update is less than half a step of bfloat16.
