@@ -101,8 +101,8 @@ OTHER_ROUNDS = 10  # of models and attacks that are not in the table
 # is told another; docs/tpu_plans.md has what came of it.
 #
 # topology: the slice.
-# tensor: chips that an attack splits weights over within layers, as few as have room for them:
-# they exchange every sum. The others share the examples (data).
+# tensor: chips that an attack splits weights over within layers; the fewer, the less they exchange.
+# The others share the examples (data).
 # train_tensor, fsdp: chips that training splits weights over, within layers and otherwise.
 # numerics, train_numerics: of the attacked model and of training, whose weights stay float32: at a
 # learning rate of 1e-5 an update is less than half a step of bfloat16.
@@ -144,12 +144,12 @@ PUBLISHED_POINTS = {
     "pythia-1b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-1.4b": _SMALL | {"topology": "v5e:2x4", "fsdp": 4},
     "pythia-2.8b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
-    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "pythia-6.9b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
+    "pythia-12b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
     "qwen2.5-0.5b": _LARGE | {"topology": "v5e:2x2", "fsdp": 4},
     "qwen2.5-1.5b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
     "qwen2.5-3b": _LARGE | {"topology": "v5e:2x4", "fsdp": 8},
-    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 2, "train_tensor": 4, "fsdp": 4},
+    "qwen2.5-7b": _LARGE | {"topology": "v5e:4x4", "tensor": 4, "train_tensor": 4, "fsdp": 4},
     "qwen2.5-14b": _LARGE | {"topology": "v5e:4x8", "tensor": 4, "train_tensor": 4, "fsdp": 8},
 }
 
