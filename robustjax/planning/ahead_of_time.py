@@ -144,8 +144,8 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
             "chips, split weights further (config.mesh), or lower batch and chunk"
         ) from error
     seconds = time.perf_counter() - started
-    text = compiled.as_text()
-    memory = compiled.memory_analysis()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None  # libtpu has both
     costs = costs_of(parse(text), mesh.size)
     return Compiled(
         arguments=memory.argument_size_in_bytes,

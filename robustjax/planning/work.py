@@ -131,7 +131,7 @@ def training_work(
     if embedding is not None:
         fields["free"] = ((*rows, width), np.bool_)
 
-    def placed(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+    def placed(shape: tuple[int, ...], dtype: type) -> Any:
         axes = (None, "batch") + (None,) * (len(shape) - 2)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, rules, axes, shape))
 
