@@ -238,6 +238,7 @@ def test_adversarial_training_in_two_processes(run, done, model, tmp_path):
         f"{ADVTRAIN}:point=nano-27k,task=word_length,attack=gcg",
         *HARDENING,
         "--config.advtrain.num_rounds=1",
+        "--config.advtrain.attacks.gcg.schedule.end=1",
         f"--config.model.path={model}",
     ]
     straight = done(arguments, TWO_BY_TWO, tmp_path / "straight")
