@@ -132,7 +132,8 @@ def parse(text: str) -> Module:
         ValueError: it is no module.
     """
     computations: dict[str, list[Instruction]] = {}
-    entry, current = "", None
+    entry = ""
+    current: list[Instruction] | None = None
     for line in re.sub(r"/\*[^*]*\*/", "", text).splitlines():
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head[2], [])

@@ -122,7 +122,7 @@ def training_work(
     state = abstract_state(definition, optimizer, params, mesh)
     step = make_train_step(definition, optimizer, state, embedding)
     rows = config.batch_size // config.microbatch_size, config.microbatch_size
-    fields = {
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
         "tokens": ((*rows, width), np.int32),
         "mask": ((*rows, width), np.bool_),
         "label": (rows, np.int32),
@@ -131,7 +131,7 @@ def training_work(
     if embedding is not None:
         fields["free"] = ((*rows, width), np.bool_)
 
-    def placed(shape: tuple[int, ...], dtype: type) -> Any:
+    def placed(shape: tuple[int, ...], dtype: Any) -> Any:
         axes = (None, "batch") + (None,) * (len(shape) - 2)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, rules, axes, shape))
 
