@@ -42,7 +42,7 @@ def run(
     layout: Layout = Layout(),
     *,
     programs: Mapping[int, tuple[str, ...]] | None = None,
-    lost_seconds: float = 30.0,
+    lost_seconds: float = 120.0,
     cache: Path | None = None,
 ) -> list[Ended]:
     """Runs a command to its end in every process.
