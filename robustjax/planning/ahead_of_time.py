@@ -135,7 +135,7 @@ def compile_for(program: Program, mesh: Mesh, chosen: Slice) -> Compiled:
     started = time.perf_counter()
     try:
         with _kept_nowhere():
-            compiled = lowered.compile(compiler_options=_QUICKLY)
+            compiled: Any = lowered.compile(compiler_options=_QUICKLY)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
