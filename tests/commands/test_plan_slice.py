@@ -79,7 +79,7 @@ def test_hardening_of_a_small_model(tmp_path):
     assert programs["gcg encode_prefix"]["runs"] == 2 * batches
     assert programs["gcg propose"]["runs"] == (1 + 3) * batches  # iterations grow with the rounds
     assert programs["held-out gcg propose"]["runs"] == 3 * 4 * 10  # before, after each; 64 examples
-    assert programs["train_step"]["runs"] == 2 * 2 * 3000 // 8
+    assert programs["train_step"]["runs"] == 2 * 3 * 3000 // 8  # rounds, passes, batches
     assert programs["train_step"]["beside"] > 0
     assert plan["fits"] and plan["cost"] == pytest.approx(2 * plan["chip_hours"])
     assert "slice    v5e:1x1: 1 chips; mesh data 1, fsdp 1, tensor 1" in out
