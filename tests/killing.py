@@ -90,8 +90,11 @@ def contents(workdir):
 
 
 def saved_arrays(folder):
-    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)).restore(folder)
-    return {name: np.array(array) for name, array in restored.items()}
+    """The arrays of a checkpoint on the host, whatever devices they were on."""
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+    names = checkpointer.metadata(folder).item_metadata.tree
+    to_host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=to_host))
 
 
 def _bits(array):

@@ -12,6 +12,7 @@ may change again.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -295,7 +296,13 @@ class _Write:
             for name, leaf in named.items()
             if leaf.size  # Orbax refuses empty arrays; the marker says enough to make them again
         }
-        self._checkpointer = ocp.AsyncCheckpointer(_handler())
+        # Two folders may be written at a time, and processes meet in each by a name of its own.
+        options = ocp.options.MultiprocessingOptions(
+            barrier_sync_key_prefix=f"write_{next(_NUMBERS)}"
+        )
+        self._checkpointer = ocp.AsyncCheckpointer(
+            _handler(multiprocessing_options=options), multiprocessing_options=options
+        )
         if saveable:  # and an empty tree
             self._checkpointer.save(_absolute(folder / _ARRAYS), args=ocp.args.PyTreeSave(saveable))
         self._done: Future[None] = _WRITER.submit(self._complete)
@@ -321,6 +328,8 @@ class _Write:
 
 
 _WRITER = ThreadPoolExecutor(1, "checkpoint")
+_NUMBERS = itertools.count()
+"""Of the folders that this process wrote: all processes write the same ones in the same order."""
 
 
 def _copies(tree: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""A real job, killed again and again: looked after here, and with its workdir in a bucket.
+"""A real job, killed again and again: two processes looked after, and a workdir in a bucket.
 
 Both end with the bits of one that ran straight.
 """
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -17,19 +18,21 @@ from robustjax.runtime.mirror import Mirror
 from tests.advtrain_kills import LONGER, make_model
 from tests.compiling import QUICKLY
 from tests.killing import DIE_AT, ROOT, differences
+from tests.processes import Layout, run
 from tests.runtime.fake_bucket import install
 
 pytestmark = pytest.mark.slow
 
 CONFIG = f"{ROOT}/configs/advtrain.py:point=nano-27k,task=word_length"
-# The first two kill robustjax alone, so that its status is told; the third also what would tell it.
+# A life of the job is a start of both processes. The first two kill one of them alone, so that its
+# status is told; the third also what would tell it.
 LIVES = """#!/bin/bash
 shift 2 # -m robustjax
-echo start >>{folder}/starts
-case $(wc -l <{folder}/starts) in
-  1) {python} {die_at} attack-iteration 1 1 "$@" ;;
-  2) {python} {die_at} training 5 2 "$@" ;;
-  3) {python} {die_at} saving-arrays 2 3 "$@"; kill -KILL 0 ;;
+echo start >>{folder}/starts-$JAX_PROCESS_ID
+case $(wc -l <{folder}/starts-$JAX_PROCESS_ID)-$JAX_PROCESS_ID in
+  1-1) {python} {die_at} attack-iteration 1 1 "$@" ;;
+  2-0) {python} {die_at} training 5 2 "$@" ;;
+  3-0) {python} {die_at} saving-arrays 2 3 "$@"; kill -KILL 0 ;;
   *) {python} -m robustjax "$@" ;;
 esac
 """
@@ -83,15 +86,27 @@ def straight(folder, environment, flags):
     return folder / "straight"
 
 
-def test_a_job_that_is_looked_after_is_as_if_nothing_was(folder, environment, flags, straight):
+def test_a_job_of_two_processes_is_as_if_nothing_was(folder, environment, flags):
+    """Either process is killed, then one with its whole group; the other ends by itself."""
     lives = folder / "lives"
     lives.write_text(LIVES.format(folder=folder, python=sys.executable, die_at=DIE_AT))
     lives.chmod(0o755)
-    workdir, state = folder / "hardened", folder / "state.json"
+    workdir, state, straight = folder / "hardened", folder / "state.json", folder / "two"
+    harden_in_two = ["advtrain", f"--config={CONFIG}", *flags, "--config.mesh.data=2"]
+    ended = run([*harden_in_two, f"--workdir={straight}"], Layout(2, 1, (2, 1, 1)))
+    assert [one.status for one in ended] == [0, 0], ended
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = environment | {
+        "PROCESSES": "2",
+        "PORT": str(port),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "ROBUSTJAX_LOST_SECONDS": "8",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "launch.supervise", "--on=local", f"--state={state}", "--poll=0.5"]
         + ["--backoff=0.1", "--failures=2", f"--root={folder / 'local'}", f"--python={lives}"]
-        + ["--", "advtrain", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
+        + ["--", *harden_in_two, f"--workdir={workdir}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -101,6 +116,8 @@ def test_a_job_that_is_looked_after_is_as_if_nothing_was(folder, environment, fl
     assert "job failed 137" in done.stderr and "job lost" in done.stderr
     assert "without progress" not in done.stderr
     assert (read_state(state).starts, read_state(state).outcome) == (4, "done")
+    for index in (0, 1):
+        assert (folder / f"starts-{index}").read_text() == 4 * "start\n"
     assert differences(straight, workdir) == []
 
 
