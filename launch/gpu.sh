@@ -53,18 +53,8 @@ status() {
   job_status
 }
 
-verb=${1:-}
-case $verb in
-  create | setup | run | status | logs | attach | stop | delete) shift ;;
-  -h | --help | help)
-    usage
-    exit
-    ;;
-  *)
-    usage >&2
-    die "no verb ${verb:-given}"
-    ;;
-esac
+take_verb "$@"
+shift
 parse_flags HOSTS COORDINATOR PORT SSH_OPTIONS JOB COMMIT LOGS -- "$@"
 need HOSTS "the hosts, as ssh takes them"
 read -ra addresses <<<"$HOSTS"

@@ -116,6 +116,22 @@ combined() {
   echo "$worst"
 }
 
+# Sets `verb` to the first argument, one of those that all scripts have; or tells the usage.
+take_verb() {
+  verb=${1:-}
+  case $verb in
+    create | setup | run | status | logs | attach | stop | delete) ;;
+    -h | --help | help)
+      usage
+      exit
+      ;;
+    *)
+      usage >&2
+      die "no verb ${verb:-given}"
+      ;;
+  esac
+}
+
 # Runs a function for every host, side by side; returns the combined status.
 # What a host prints is shown when it is done, with its number before every line.
 on_all() {

@@ -51,18 +51,8 @@ status() {
   job_status
 }
 
-verb=${1:-}
-case $verb in
-  create | setup | run | status | logs | attach | stop | delete) shift ;;
-  -h | --help | help)
-    usage
-    exit
-    ;;
-  *)
-    usage >&2
-    die "no verb ${verb:-given}"
-    ;;
-esac
+take_verb "$@"
+shift
 parse_flags PROCESSES PORT ROOT PYTHON JOB LOGS -- "$@"
 [[ $ROOT == /* ]] || ROOT=$PWD/$ROOT
 [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON

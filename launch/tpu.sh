@@ -190,18 +190,8 @@ delete() {
   tpus queued-resources delete "$TPU_NAME" --force
 }
 
-verb=${1:-}
-case $verb in
-  create | setup | run | status | logs | attach | stop | delete) shift ;;
-  -h | --help | help)
-    usage
-    exit
-    ;;
-  *)
-    usage >&2
-    die "no verb ${verb:-given}"
-    ;;
-esac
+take_verb "$@"
+shift
 flags=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
