@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -73,12 +72,7 @@ def run(
             stack.callback(started[-1].kill)
         outputs = [process.communicate(timeout=300) for process in started]
     ends = zip(started, outputs, strict=True)
-    return [Ended(process.returncode, _ours(out), err) for process, (out, err) in ends]
-
-
-def _ours(out: str) -> str:
-    """What is printed, but for lines of Gloo's."""
-    return re.sub(r"^\[Gloo\] .*\n", "", out, flags=re.MULTILINE)
+    return [Ended(process.returncode, out, err) for process, (out, err) in ends]
 
 
 def _environment(
