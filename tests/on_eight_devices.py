@@ -139,7 +139,7 @@ def of_an_attack(sizes: tuple[int, int, int]) -> dict[str, Any]:
         ranking.score_replacements,
         *(*known, reader.prefix, run.batch, state.slots, incumbent, proposed),
         chunk=ATTACK.chunk,
-        starts=ranking.starts(ATTACK, inputs.num_allowed),
+        parts=ranking.cut(ATTACK, inputs),
     )
     valid = run.put(np.ones(proposed.places.shape, bool))
     new = ran("select", gcg.select, state.slots, current, proposed.slots, scores, valid)

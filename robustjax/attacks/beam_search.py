@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from robustjax.attacks import candidates, frame
 from robustjax.attacks.frame import BatchRun, Inputs, Pending, Placed, Program, Seen
 from robustjax.attacks.objective import score
-from robustjax.attacks.replacements import most_parts
 from robustjax.attacks.retokenize import SlotText, clean_start
 from robustjax.attacks.verdict import Scores
 from robustjax.data.tokens import Tokenizer
@@ -37,7 +36,7 @@ class BeamSearch:
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         untargeted: aim for any wrong class instead of the example's target.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes a quarter of them, or another large part.
+            losses by rounding only. 0 takes all.
         stop_at_success: leave an example alone once it was successful.
     """
 
@@ -66,7 +65,7 @@ class BeamSearch:
     @property
     def chunk(self) -> int:
         """Candidates of each example scored in one pass."""
-        return self.candidate_chunk or self.num_candidates // most_parts(self.num_candidates)
+        return self.candidate_chunk or self.num_candidates
 
     @property
     def variant(self) -> str:

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from robustjax.attacks import candidates, frame, ranking
 from robustjax.attacks.frame import BatchRun, Inputs, Pending, Placed, Program, Seen
 from robustjax.attacks.objective import PromptBatch, make_tail
-from robustjax.attacks.replacements import Replacements, most_parts
+from robustjax.attacks.replacements import Replacements
 from robustjax.attacks.retokenize import SlotText, clean_start, random_start
 from robustjax.attacks.verdict import Scores, judge
 from robustjax.data.tokens import Tokenizer
@@ -46,8 +46,8 @@ class GCG:
         random_start: start from random tokens, each example from its own, and not from ``@&@&...``;
             as a training attack that shows a victim more kinds of slots.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes a quarter of them, or another large part if they cannot
-            be quartered. Fewer passes than four do more work: see ``replacements``.
+            losses by rounding only. 0 takes all. More passes do a little more work: see
+            ``replacements``.
         stop_at_success: leave an example alone once it was successful.
         keep_best: the new slot replaces the current one only if its loss is lower.
         num_replacements: tokens that a candidate replaces.
@@ -113,7 +113,7 @@ class GCG:
     @property
     def chunk(self) -> int:
         """Candidates of each example scored in one pass."""
-        return self.candidate_chunk or self.num_candidates // most_parts(self.num_candidates)
+        return self.candidate_chunk or self.num_candidates
 
     @property
     def num_others(self) -> int:

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks.verdict import Goal, Scores, TextGoal, judge
 from robustjax.models import transformer
-from robustjax.models.layers import Alone
 from robustjax.models.transformer import Cache, Definition, Params
 
 
@@ -93,13 +92,12 @@ def run_chunk(
     batch: PromptBatch,
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
-    first: Alone | None,
 ) -> Float[Array, "B C R D"]:
     """Final states of ``C`` slots of each example at the places that are read, in one pass."""
     tail = make_tail(batch, contexts, slots, slot_mask)
     embeddings = transformer.embed(definition, params, tail.tokens)
     return transformer.forward(
-        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read, first
+        definition, params, embeddings, tail.positions, tail.mask, contexts, tail.read
     )
 
 
@@ -112,13 +110,11 @@ def run(
     slot_mask: Bool[Array, "B C W"],
     *,
     chunk: int,
-    first: Alone | None = None,
 ) -> Float[Array, "B C R D"]:
     """Final states of all slots, ``chunk`` of each example at a time (bounds the memory).
 
     Args:
         contexts: caches of all that stands before the slots, in order.
-        first: what is known already of the tokens of every slot and of what follows it.
 
     Raises:
         ValueError: if ``chunk`` does not divide ``C``.
@@ -128,12 +124,12 @@ def run(
         raise ValueError(f"chunk {chunk} does not divide {rows} slots")
     one = functools.partial(run_chunk, definition, params, contexts, batch)
     if rows == chunk:
-        return one(slots, slot_mask, first)
+        return one(slots, slot_mask)
 
     def split(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(examples, rows // chunk, chunk, *x.shape[2:]), 1, 0)
 
-    by_chunk = jax.tree.map(split, (slots, slot_mask, first))
+    by_chunk = jax.tree.map(split, (slots, slot_mask))
     hidden = jax.lax.map(lambda rows: one(*rows), by_chunk)
     return jnp.moveaxis(hidden, 0, 1).reshape(examples, rows, *hidden.shape[3:])
 

@@ -26,10 +26,11 @@ from robustjax.attacks.frame import (
 )
 from robustjax.attacks.objective import encode_prefix, score
 from robustjax.attacks.replacements import (
+    Part,
     Replacements,
     choose,
     defies_the_odds,
-    part_starts,
+    parts_of,
     score_replacements,
 )
 from robustjax.attacks.verdict import Scores
@@ -111,7 +112,7 @@ def rank(
     known = (reader.definition, reader.params)
     calls = {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
     calls |= {"score_again": np.array(1)} if attack.bf16_scoring else {}
-    parts = starts(attack, run.inputs.num_allowed)
+    parts = cut(attack, run.inputs)
     mask = run.full_mask(proposed.slots.shape)
     plain = functools.partial(
         score, *known, (reader.prefix,), run.batch, proposed.slots, mask, chunk=attack.chunk
@@ -126,7 +127,7 @@ def rank(
         scores = score_replacements(
             *(*known, reader.prefix, run.batch, slots, incumbent, proposed),
             chunk=attack.chunk,
-            starts=parts,
+            parts=parts,
         )
         valid = _survivors(run, proposed, slots)
         plainly = defies_the_odds(run.fetch(proposed.places), parts)
@@ -177,10 +178,11 @@ def score_again(run: BatchRun, slots: Int[Array, "B A"]) -> Scores:
     return score(*known, slots[:, None], whole, chunk=1)
 
 
-def starts(attack: Settings, num_allowed: int) -> tuple[int, ...]:
-    """From which slot position on each part of the candidates is run."""
-    top_k = min(attack.top_k, num_allowed)
-    return part_starts(attack.num_tokens, top_k, attack.num_candidates, attack.chunk)
+def cut(attack: Settings, inputs: Inputs) -> tuple[Part, ...]:
+    """What the candidates are cut into by their places."""
+    top_k = min(attack.top_k, inputs.num_allowed)
+    drawn = (attack.num_tokens, top_k, attack.num_candidates)
+    return parts_of(inputs.rows, *drawn, attack.chunk)
 
 
 def _extra_prefixes(attack: Settings) -> list[str]:
@@ -233,7 +235,7 @@ def programs(
             score_replacements,
             reader.definition,
             chunk=attack.chunk,
-            starts=starts(attack, inputs.num_allowed),
+            parts=cut(attack, inputs),
         )
         current = jax.ShapeDtypeStruct((inputs.rows, attack.num_tokens), jnp.int32)
         to_parts = (reader.params, reader.prefix, batch, current, incumbent, proposed)

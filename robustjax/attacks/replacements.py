@@ -1,10 +1,11 @@
 """Scores slots that differ from an incumbent in one place, without running what they share.
 
-Everything before the place is the incumbent's. Candidates are ordered by their place and cut into a
-few parts; a part attends to the incumbent's keys and values up to its start, before which none of
-its candidates differs, and runs only what follows. Where parts start is fixed by the odds of a
-uniform draw, so that program shapes do not depend on what was drawn; an example whose draw defies
-the odds is scored plainly. Either way its result depends on nothing but itself.
+Everything before the place is the incumbent's. Candidates are ordered by their place and cut into
+parts; the rows of a part attend to the incumbent's keys and values up to its start, before which
+none of them differs, and run only what follows. All parts are laid end to end, so that what a model
+computes of single tokens stays one large product. Where parts begin and start is fixed by the odds
+of a uniform draw, so that program shapes do not depend on what was drawn; an example whose draw
+defies the odds is scored plainly. Either way its result depends on nothing but itself.
 
 In the first layer, what a block computes of each token by itself is also the incumbent's for all
 tokens but the replaced one (where layers are unrolled, of which there are few: see the registry).
@@ -12,6 +13,7 @@ tokens but the replaced one (where layers are unrolled, of which there are few: 
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,16 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from robustjax.attacks.objective import PromptBatch, make_tail, run
+from robustjax.attacks.objective import PromptBatch, Tail, make_tail
 from robustjax.attacks.verdict import Scores, judge
 from robustjax.models import transformer
+from robustjax.models.attention import Stretch
 from robustjax.models.layers import Alone
 from robustjax.models.transformer import Cache, Definition, Params
 
-_MOST_PARTS = 4
-"""More parts save little more, and each is compiled."""
-_ODDS = 1e-4
-"""Of one part's start being too late for one example. The cost is a plain pass for its batch."""
+_MOST_PARTS = 10
+"""More parts save little more, and the attention of each is compiled."""
+_ODDS = 1e-3
+"""Of one part's start being too late for any example of a batch, which costs a plain pass of it."""
 
 
 class Replacements(NamedTuple):
@@ -43,32 +46,47 @@ class Replacements(NamedTuple):
     places: Int[Array, "B C"]
 
 
-def most_parts(count: int) -> int:
-    """The most parts of equal size that ``count`` candidates, or chunks of them, are cut into."""
-    return next(parts for parts in range(_MOST_PARTS, 0, -1) if count % parts == 0)
+class Part(NamedTuple):
+    """Candidates that follow one another in the order of their places.
+
+    Attributes:
+        rows: how many.
+        start: the slot position from which on they are run.
+    """
+
+    rows: int
+    start: int
 
 
 @functools.lru_cache(maxsize=64)  # asked for in every iteration
-def part_starts(num_tokens: int, top_k: int, count: int, chunk: int) -> tuple[int, ...]:
-    """From which slot position on each part of the candidates is run; ascending, the first 0.
+def parts_of(
+    examples: int, num_tokens: int, top_k: int, count: int, chunk: int
+) -> tuple[Part, ...]:
+    """What the candidates are cut into; starts ascend, the first is 0.
 
     Args:
+        examples: ``B``, of a batch.
         num_tokens: ``A``; places are drawn from ``num_tokens * top_k`` (place, token) pairs,
             uniformly and without replacement.
         top_k: tokens at each place.
         count: ``C``, how many are drawn.
-        chunk: the parts have a whole number of chunks.
+        chunk: how many are scored in one pass. Each of ``count // chunk`` passes takes as many rows
+            of every part.
     """
-    parts = most_parts(count // chunk)
-    size = count // parts
-
-    def is_safe(start: int, part: int) -> bool:
-        """Whether more than ``part * size`` of all places being before ``start`` is improbable."""
-        return _tail_odds(num_tokens * top_k, start * top_k, count, part * size) < _ODDS
-
+    passes = count // chunk
+    begins = {0: 0}  # start -> the first candidate that may be run from there
+    for start in range(0, num_tokens, -(-num_tokens // _MOST_PARTS))[1:]:
+        begin = next(
+            begin
+            for begin in range(0, count + passes, passes)
+            if _tail_odds(num_tokens * top_k, start * top_k, count, begin) < _ODDS / examples
+        )
+        if begin < count:
+            begins[start] = begin
+    later = dict(zip(begins.values(), begins, strict=True))  # of several starts the latest
     return tuple(
-        max(start for start in range(num_tokens) if start == 0 or is_safe(start, part))
-        for part in range(parts)
+        Part(end - begin, start)
+        for (begin, start), end in zip(later.items(), [*list(later)[1:], count], strict=True)
     )
 
 
@@ -82,14 +100,15 @@ def _tail_odds(pool: int, marked: int, drawn: int, most: int) -> float:
 
 
 def defies_the_odds(
-    places: Int[np.ndarray, "B C"], starts: tuple[int, ...]
+    places: Int[np.ndarray, "B C"], parts: Sequence[Part]
 ) -> Bool[np.ndarray, " B"]:
     """Examples with a candidate in a part that starts after its place: to be scored plainly."""
-    lowest = places[:, :: places.shape[1] // len(starts)]  # of each part
-    return np.asarray((lowest < np.array(starts)).any(-1))
+    rows, starts = np.array(parts).T
+    lowest = places[:, np.cumsum(rows) - rows]  # of each part
+    return np.asarray((lowest < starts).any(-1))
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "chunk", "starts"))
+@functools.partial(jax.jit, static_argnames=("definition", "chunk", "parts"))
 def score_replacements(
     definition: Definition,
     params: Params,
@@ -100,7 +119,7 @@ def score_replacements(
     proposed: Replacements,
     *,
     chunk: int,
-    starts: tuple[int, ...],
+    parts: tuple[Part, ...],
 ) -> Scores:
     """Scores all candidates, ``chunk`` of each example at a time.
 
@@ -109,23 +128,82 @@ def score_replacements(
     Args:
         current: the slots that the candidates differ from.
         incumbent: their keys and values, as they stand after ``prefix``.
-        starts: see ``part_starts``; a single one scores them plainly.
+        parts: see ``parts_of``; a single one scores them plainly.
     """
-    size = proposed.slots.shape[1] // len(starts)
-    known = None
+    examples, count, _ = proposed.slots.shape
+    passes = count // chunk
+    unchanged = replaced = None
     if not definition.scanned:
-        known = _first_layer(definition, params, prefix, batch, current, proposed)
+        unchanged, replaced = _first_layer(definition, params, prefix, batch, current, proposed)
+    of_a_pass = tuple(Part(rows // passes, start) for rows, start in parts)
+    incumbent = incumbent.first(parts[-1].start)
 
-    def part(number: int, start: int) -> Array:
-        rows = slice(number * size, (number + 1) * size)
-        slots = proposed.slots[:, rows, start:]
-        contexts = (prefix, incumbent.first(start)) if start else (prefix,)
-        mask = jnp.ones_like(slots, bool)
-        first = None if known is None else _of_rows(known, proposed.places[:, rows], rows, start)
-        return run(definition, params, contexts, batch, slots, mask, chunk=chunk, first=first)
+    def one(proposed: Replacements, replaced: Alone | None) -> Array:
+        tail, stretches = _end_to_end(prefix, incumbent, batch, proposed.slots, of_a_pass)
+        first = None
+        if unchanged is not None and replaced is not None:
+            first = _known_of(unchanged, replaced, proposed.places, of_a_pass)
+        x = transformer.embed(definition, params, tail.tokens)
+        hidden = transformer.forward(
+            *(definition, params, x, tail.positions, tail.mask),
+            *((prefix, incumbent), tail.read, first),
+            stretches=stretches,
+        )
+        return hidden.reshape(examples, chunk, -1, hidden.shape[-1])
 
-    hidden = jnp.concatenate([part(*one) for one in enumerate(starts)], axis=1)
+    if passes == 1:
+        hidden = one(proposed, replaced)
+    else:
+        split = functools.partial(_dealt, parts=parts, passes=passes)
+        by_pass = jax.lax.map(lambda dealt: one(*dealt), jax.tree.map(split, (proposed, replaced)))
+        hidden = _collected(by_pass, of_a_pass)
     return judge(definition, params, hidden, batch.goal)
+
+
+def _dealt(x: Array, parts: tuple[Part, ...], passes: int) -> Array:
+    """``[B, C, ...]`` to ``[passes, B, C / passes, ...]``: a share of every part to each pass."""
+    shares = [
+        rows.reshape(rows.shape[0], passes, -1, *rows.shape[2:]) for rows in _cut(x, 1, parts)
+    ]
+    return jnp.moveaxis(jnp.concatenate(shares, axis=2), 1, 0)
+
+
+def _collected(x: Array, of_a_pass: tuple[Part, ...]) -> Array:
+    """The way back."""
+    shares = [jnp.moveaxis(share, 0, 1) for share in _cut(x, 2, of_a_pass)]
+    return jnp.concatenate(
+        [share.reshape(share.shape[0], -1, *share.shape[3:]) for share in shares], axis=1
+    )
+
+
+def _cut(x: Array, axis: int, parts: tuple[Part, ...]) -> list[Array]:
+    """The candidates of each part."""
+    return jnp.split(x, np.cumsum([part.rows for part in parts])[:-1], axis)
+
+
+def _end_to_end(
+    prefix: Cache,
+    incumbent: Cache,
+    batch: PromptBatch,
+    slots: Int[Array, "B C A"],
+    parts: tuple[Part, ...],
+) -> tuple[Tail, tuple[Stretch, ...]]:
+    """What a pass runs, as a single row: the candidates' tails, each from its part's start on."""
+    tails, stretches = [], []
+    begin = 0
+    for rows, (count, start) in zip(_cut(slots, 1, parts), parts, strict=True):
+        known = (prefix, incumbent.first(start))
+        tail = make_tail(batch, known, rows[..., start:], jnp.ones_like(rows[..., start:], bool))
+        width = tail.tokens.shape[-1]
+        places = begin + width * jnp.arange(count)
+        tails.append(tail._replace(read=tail.read + places[None, :, None]))
+        stretches.append(Stretch(count, width, start))
+        begin += count * width
+
+    def laid(*of_parts: Array) -> Array:
+        return jnp.concatenate([one.reshape(one.shape[0], 1, -1) for one in of_parts], axis=-1)
+
+    return jax.tree.map(laid, *tails), tuple(stretches)
 
 
 def _first_layer(
@@ -152,17 +230,21 @@ def _first_layer(
     return alone(tail.tokens, tail.positions), alone(token, position)
 
 
-def _of_rows(
-    known: tuple[Alone, Alone], places: Int[Array, "B C"], rows: slice, start: int
+def _known_of(
+    unchanged: Alone, replaced: Alone, places: Int[Array, "B C"], parts: tuple[Part, ...]
 ) -> Alone:
-    """What is known of each candidate's tokens from ``start`` on."""
-    unchanged, replaced = known
-    width = unchanged.keys.shape[2] - start
-    is_new = places[..., None] == jnp.broadcast_to(start + jnp.arange(width), (1, 1, width))
+    """What is known of each token of a pass, laid end to end."""
 
     def pick(of_incumbent: Array, of_candidates: Array) -> Array:
-        flags = is_new.reshape(is_new.shape + (1,) * (of_incumbent.ndim - 3))
-        return jnp.where(flags, of_candidates[:, rows], of_incumbent[:, :, start:])
+        found = []
+        width = of_incumbent.shape[2]
+        cuts = zip(_cut(places, 1, parts), _cut(of_candidates, 1, parts), parts, strict=True)
+        for where, new, (_, start) in cuts:
+            is_new = where[..., None] == jnp.arange(start, width)[None, None]
+            flags = is_new.reshape(is_new.shape + (1,) * (new.ndim - 3))
+            tokens = jnp.where(flags, new, of_incumbent[:, :, start:])
+            found.append(tokens.reshape(tokens.shape[0], 1, -1, *tokens.shape[3:]))
+        return jnp.concatenate(found, axis=2)
 
     return jax.tree.map(pick, unchanged, replaced)
 

@@ -1,4 +1,4 @@
-"""Layers and the attention that every port shares.
+"""Layers that every port shares.
 
 Arrays inside a model carry two leading axes, ``B`` examples and ``C`` rows of one example (attack
 candidates; 1 for ordinary text). Rows of one example share cached keys and values, which therefore
@@ -6,20 +6,18 @@ have no ``C`` axis and are never copied per row.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from robustjax.errors import UserError
 
-_MASKED = -1e30  # finite: a row that sees nothing yields garbage, never NaN
+MASKED = -1e30  # finite: what sees nothing yields garbage, never NaN
 _SCORES_IN_MEMORY = 1 << 20
 """Scores of a vocabulary that may be in memory at once."""
 _VOCABULARY_PART = 2048
@@ -202,7 +200,7 @@ class Trunk(nnx.Module):
             scores = self._scores(normal, jax.lax.dynamic_slice_in_dim(weights, begin, width, -1))
             index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) + begin
             left_out = (index < first) | (index == tokens[:, None, :, None])
-            scores = jnp.where(left_out, _MASKED, scores)
+            scores = jnp.where(left_out, MASKED, scores)
             new = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
             total = total * jnp.exp(top - new) + jnp.exp(scores - new[..., None]).sum(-1)
             return (new, total), None
@@ -214,7 +212,7 @@ class Trunk(nnx.Module):
             precision=self.numerics.matmul_precision,
             preferred_element_type=self.numerics.accumulation_dtype,
         ).astype(jnp.float32)
-        start = (jnp.full(score.shape, _MASKED), jnp.zeros(score.shape))
+        start = (jnp.full(score.shape, MASKED), jnp.zeros(score.shape))
         (top, total), _ = jax.lax.scan(part, start, jnp.arange(0, vocab, width))
         return Rivalry(score, top, jnp.log(total) + top)
 
@@ -280,26 +278,6 @@ def rotate(
     )
 
 
-class Context(NamedTuple):
-    """Keys and values that rows attend to, beside their own.
-
-    Attributes:
-        keys: ``[B, P, G, K]`` (``G`` key/value heads), shared by all rows of an example and never
-            copied per row; or ``[B, C, P, G, K]``, each row's.
-        values: the same for values.
-        mask: ``[B, P]`` or ``[B, C, P]``, true where a real token stands.
-    """
-
-    keys: Float[Array, "B *C P G K"]
-    values: Float[Array, "B *C P G K"]
-    mask: Bool[Array, "B *C P"]
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all rows of an example attend to the same."""
-        return self.mask.ndim == 2
-
-
 class Alone(NamedTuple):
     """What a block computes of each token by itself, before tokens attend to one another.
 
@@ -314,117 +292,6 @@ class Alone(NamedTuple):
     keys: Float[Array, "B C T G K"]
     values: Float[Array, "B C T G K"]
     mlp: Float[Array, "B C T D"] | None
-
-
-_LONG_ROW = 128
-"""Tokens of a row from which on its causal attention is cut up."""
-
-_CAUSAL_PARTS = 4
-"""Parts that it is cut into; they save 3/8 of the products, any number at most 1/2."""
-
-
-def attend(
-    queries: Float[Array, "B C R H K"],
-    keys: Float[Array, "B C T G K"],
-    values: Float[Array, "B C T G K"],
-    mask: Bool[Array, "B C R T"],
-    contexts: Sequence[Context],
-    precision: str,
-    *,
-    is_causal: bool,
-) -> Float[Array, "B C R H K"]:
-    """Softmax attention over contexts and a row's own tokens, jointly normalised.
-
-    Args:
-        queries: of the tokens that are read; ``H`` is a multiple of ``G`` (grouped-query
-            attention).
-        keys: of a row's own tokens.
-        values: of the same.
-        mask: which of them each query sees.
-        contexts: keys and values beside a row's own.
-        precision: of the products.
-        is_causal: every token is read (``R`` is ``T``) and sees none after it, as ``mask`` has to
-            say; then the parts of a long row only meet the keys up to their own end.
-    """
-    width = queries.shape[2]
-    parts = _CAUSAL_PARTS if is_causal and width >= _LONG_ROW else 1
-    if parts == 1:
-        return _attend(queries, keys, values, mask, contexts, precision)
-    size = -(-width // parts)
-    ends = [min(start + size, width) for start in range(0, width, size)]
-    mixed = [
-        _attend(
-            queries[:, :, start:end],
-            keys[:, :, :end],
-            values[:, :, :end],
-            mask[:, :, start:end, :end],
-            contexts,
-            precision,
-        )
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-    return jnp.concatenate(mixed, axis=2)
-
-
-def _attend(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    mask: Array,
-    contexts: Sequence[Context],
-    precision: str,
-) -> Array:
-    """``attend`` in one piece.
-
-    Scores are taken block by block and normalised by one maximum and one sum, so the contexts are
-    neither concatenated with the row's own keys nor repeated for each row.
-
-    Each block keeps the layout in which its product leaves it (``B G C R M P`` for a shared
-    context, whose rows are one large product, ``B C G R M T`` for a row's own tokens): only what
-    has no token axis is transposed, which at a prefix of 900 tokens takes a third of the time away.
-    """
-    batch, rows, reads, heads, width = queries.shape
-    groups = keys.shape[3]
-    split = (batch, rows, reads, groups, heads // groups, width)
-    q = queries.reshape(split) * (width**-0.5)
-    out_type = queries.dtype
-    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-
-    def scores(spec: str, k: Array, visible: Array) -> Array:
-        return jnp.where(visible, product(spec, q, k), _MASKED)
-
-    def swapped(x: Array) -> Array:
-        """Between ``B G C ...`` and ``B C G ...``."""
-        return jnp.swapaxes(x, 1, 2)
-
-    of_rows = [scores("bcrgmk,bctgk->bcgrmt", keys, mask[:, :, None, :, None])]
-    row_values = [values]
-    for context in (one for one in contexts if not one.is_shared):
-        visible = context.mask[:, :, None, None, None]
-        of_rows.append(scores("bcrgmk,bctgk->bcgrmt", context.keys, visible))
-        row_values.append(context.values)
-    shared = [one for one in contexts if one.is_shared]
-    of_shared = [
-        scores("bcrgmk,bpgk->bgcrmp", context.keys, context.mask[:, None, None, None, None])
-        for context in shared
-    ]
-    tops = [block.max(-1, keepdims=True) for block in of_rows]
-    tops += [swapped(block.max(-1, keepdims=True)) for block in of_shared]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-
-    totals, mixed = [], []  # [B, C, G, R, M, 1] and [B, C, G, R, M, K]
-    for block, some in zip(of_rows, row_values, strict=True):
-        weights = jnp.exp(block - top)
-        totals.append(weights.sum(-1, keepdims=True))
-        mixed.append(product("bcgrmt,bctgk->bcgrmk", weights.astype(out_type), some))
-    for block, context in zip(of_shared, shared, strict=True):
-        weights = jnp.exp(block - swapped(top))
-        totals.append(swapped(weights.sum(-1, keepdims=True)))
-        mixed.append(
-            swapped(product("bgcrmp,bpgk->bgcrmk", weights.astype(out_type), context.values))
-        )
-    out = jnp.swapaxes(sum(mixed[1:], mixed[0]) / sum(totals[1:], totals[0]), 2, 3)
-    return out.astype(out_type).reshape(batch, rows, reads, heads, width)
 
 
 def gather_tokens(

@@ -13,18 +13,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from robustjax.errors import UserError
+from robustjax.models.attention import Context, Visible, attend
 from robustjax.models.config_fields import ConfigFields
 from robustjax.models.layers import (
     Alone,
-    Context,
     Linear,
     Numerics,
     RMSNorm,
     Trunk,
-    attend,
     gather_tokens,
     rotary_frequencies,
     rotate,
@@ -139,7 +138,7 @@ class Qwen2Block(nnx.Module):
         self,
         x: Float[Array, "B C T D"],
         positions: Int[Array, "B C T"],
-        mask: Bool[Array, "B C R T"],
+        visible: Visible,
         contexts: Sequence[Context],
         read: Int[Array, "B C R"] | None,
         alone: Alone | None = None,
@@ -151,7 +150,7 @@ class Qwen2Block(nnx.Module):
         Args:
             x: token states.
             positions: position of each token, for the rotary embedding.
-            mask: which own tokens each output position sees.
+            visible: which own tokens each output position sees.
             contexts: shared keys and values to attend to as well.
             read: the positions to compute outputs for; all of them when None.
             alone: what is known already of each token by itself.
@@ -171,7 +170,7 @@ class Qwen2Block(nnx.Module):
             if read is not None:
                 x, queries = gather_tokens(x, read), gather_tokens(queries, read)
         precision = self.numerics.matmul_precision
-        mixed = attend(queries, keys, values, mask, contexts, precision, is_causal=read is None)
+        mixed = attend(queries, keys, values, visible, contexts, precision, is_causal=read is None)
         x = x + self.attention_out(mixed.reshape(*mixed.shape[:3], -1))
         return x + self._mlp(self.mlp_norm(x)), (keys, values)
 

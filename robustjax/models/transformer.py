@@ -21,7 +21,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models.architectures import port_of
-from robustjax.models.layers import Alone, Context, Numerics, Rivalry, Trunk, gather_tokens
+from robustjax.models.attention import Context, Stretch, causal
+from robustjax.models.layers import Alone, Numerics, Rivalry, Trunk
 from robustjax.models.port import TRUNK_AXES, ModelConfig, Port
 
 Params = dict[str, Any]
@@ -211,6 +212,7 @@ def forward(
     caches: Sequence[Cache] = (),
     read: Int[Array, "B C R"] | None = None,
     first: Alone | None = None,
+    stretches: tuple[Stretch, ...] = (),
 ) -> Float[Array, "B C R D"]:
     """Final hidden states (before the final norm) at the read positions.
 
@@ -223,6 +225,8 @@ def forward(
         read: indices into ``T``; in the last block only these get queries, attention and
             feed-forward. All positions when None.
         first: what ``first_alone`` knows of the tokens already.
+        stretches: rows of several widths, laid end to end in ``T`` (``C`` is 1); none if all of
+            ``T`` is a row.
 
     Raises:
         ValueError: if ``first`` is given for scanned layers, which are all run alike.
@@ -234,6 +238,7 @@ def forward(
         read=read,
         last_keys_only=False,
         first=first,
+        stretches=stretches,
     )
     return hidden
 
@@ -342,6 +347,7 @@ def _run(
     last_keys_only: bool,
     is_trained: bool = False,
     first: Alone | None = None,
+    stretches: tuple[Stretch, ...] = (),
 ) -> tuple[Array, tuple[Any, Any]]:
     """The layer loop: all blocks but the last in one way, the last only where it is read.
 
@@ -349,14 +355,11 @@ def _run(
         last_keys_only: of the last block only keys and values are of interest.
         is_trained: gradients of the weights may be asked for; there are no caches then.
     """
-    width = x.shape[2]
-    causal = jnp.tril(jnp.ones((width, width), bool))[None, None]
-    own_mask = causal & mask[:, :, None, :]  # [B, C, T, T]
-    read_mask = own_mask if read is None else gather_tokens(own_mask, read)
+    visible, visible_to_read = causal(mask, read, stretches)
     last = definition.config.layers - 1
 
     def middle(x: Array, weights: Params, contexts: Sequence[Context]) -> tuple[Array, Any]:
-        return _block(definition, weights)(x, positions, own_mask, contexts, None)
+        return _block(definition, weights)(x, positions, visible, contexts, None)
 
     remat = definition.remat if is_trained else "none"
     if remat != "none":
@@ -382,7 +385,7 @@ def _run(
             contexts = [cache.layer(index) for cache in caches]
             weights = layer_params(definition, params, index)
             if index == 0 and first is not None:
-                x, pair = _block(definition, weights)(x, positions, own_mask, contexts, None, first)
+                x, pair = _block(definition, weights)(x, positions, visible, contexts, None, first)
             else:
                 x, pair = middle(x, weights, contexts)
             kept.append(pair)
@@ -392,7 +395,7 @@ def _run(
         pair = block.keys_values(x, positions)
     else:
         contexts = [cache.layer(last) for cache in caches]
-        x, pair = block(x, positions, read_mask, contexts, read, first if last == 0 else None)
+        x, pair = block(x, positions, visible_to_read, contexts, read, first if last == 0 else None)
     if definition.scanned:
         keys, values = (
             jnp.concatenate([some, one[None]]) for some, one in zip(kept, pair, strict=True)

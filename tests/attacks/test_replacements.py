@@ -9,10 +9,10 @@ from scipy.stats import hypergeom
 from robustjax.attacks import gcg, ranking, replacements
 from robustjax.attacks.objective import score
 from robustjax.attacks.replacements import (
+    Part,
     choose,
     defies_the_odds,
-    most_parts,
-    part_starts,
+    parts_of,
     score_replacements,
 )
 from tests.attacks.reference import assert_follows_gcg
@@ -20,32 +20,39 @@ from tests.attacks.tiny import ATTACK, INSERT, attack_all, make_examples, make_r
 from tests.models.tiny import CONFIGS, relative_error
 
 
-def test_candidates_are_cut_into_at_most_four_equal_parts():
-    assert [most_parts(count) for count in (128, 16, 4, 6, 5, 1, 2)] == [4, 4, 4, 3, 1, 1, 2]
-    assert gcg.GCG(num_candidates=128).chunk == 32
-    assert gcg.GCG(num_candidates=7).chunk == 7
-    assert gcg.GCG(candidate_chunk=128).chunk == 128
+def test_all_candidates_are_scored_in_one_pass_unless_told_otherwise():
+    assert gcg.GCG(num_candidates=128).chunk == 128
+    assert gcg.GCG(candidate_chunk=32).chunk == 32
 
 
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "count", "chunk"), [(10, 256, 128, 32), (10, 256, 512, 16), (20, 64, 96, 8)]
+    ("examples", "tokens", "top_k", "count", "chunk", "step"),
+    [(1, 10, 256, 128, 128, 1), (8, 10, 256, 512, 64, 1), (3, 20, 64, 96, 48, 2)],
 )
-def test_starts_are_seldom_too_late_and_one_more_would_be_too_often(tokens, top_k, count, chunk):
-    starts = part_starts(tokens, top_k, count, chunk)
-    assert len(starts) == 4 and starts[0] == 0 and sorted(starts) == list(starts)
+def test_parts_seldom_start_too_late_and_begin_as_early_as_they_may(
+    examples, tokens, top_k, count, chunk, step
+):
+    parts = parts_of(examples, tokens, top_k, count, chunk)
+    rows, starts = zip(*parts, strict=True)
+    passes = count // chunk
+    assert starts == tuple(range(0, tokens, step))[: len(starts)] and len(starts) >= 9
+    assert sum(rows) == count and not any(one % passes for one in rows)
 
-    def odds(start, part):
+    def odds(start, begin):
         """That more candidates than stand before the part have a place before the start."""
-        return hypergeom.sf(part * count // 4, tokens * top_k, start * top_k, count)
+        return examples * hypergeom.sf(begin, tokens * top_k, start * top_k, count)
 
-    for part, start in enumerate(starts):
-        assert odds(start, part) < 1e-4
-        assert start == tokens - 1 or odds(start + 1, part) >= 1e-4
+    for begin, start in zip(np.cumsum(rows) - rows, starts, strict=True):
+        assert odds(start, begin) < 1e-3
+        assert start == 0 or odds(start, begin - passes) >= 1e-3
     rng = np.random.default_rng(0)
     places = np.repeat(np.arange(tokens), top_k)
     draws = np.sort([rng.choice(places, count, replace=False) for _ in range(2000)], axis=1)
-    assert defies_the_odds(draws, starts).mean() <= 2e-3
-    assert part_starts(tokens, top_k, count, count) == (0,)
+    assert defies_the_odds(draws, parts).mean() <= 1e-2 / examples
+
+
+def test_a_single_candidate_a_pass_is_scored_plainly():
+    assert parts_of(1, 10, 256, 128, 1) == (Part(128, 0),)
 
 
 # Each family, head and kind of layers, but not all combinations: each takes long to compile.
@@ -62,37 +69,39 @@ def test_parts_score_as_the_whole_does(family, head, scanned, tiny_tokenizer):
     state = gcg.init(ATTACK, run)
     _, incumbent, proposed, _ = function(*arguments[:3], state, *arguments[4:6], np.uint32(0))
 
-    starts = ranking.starts(ATTACK, run.num_allowed)
-    assert not defies_the_odds(np.asarray(proposed.places), starts).any()
     mask = run.full_mask(proposed.slots.shape)
     plain = score(*known, (run.prefix,), run.batch, proposed.slots, mask, chunk=16)
-    for chunk in (4, 1):
-        parts = score_replacements(
+    for chunk in (16, 4, 1):
+        attack = dataclasses.replace(ATTACK, candidate_chunk=chunk)
+        parts = ranking.cut(attack, run.inputs)
+        assert len(parts) == {16: 3, 4: 2, 1: 1}[chunk]
+        assert not defies_the_odds(np.asarray(proposed.places), parts).any()
+        found = score_replacements(
             *(*known, run.prefix, run.batch, state.slots, incumbent, proposed),
             chunk=chunk,
-            starts=starts,
+            parts=parts,
         )
-        assert relative_error(parts.loss, plain.loss) < 1e-5
-        assert relative_error(parts.answer, plain.answer) < 1e-5
-        np.testing.assert_array_equal(parts.success, plain.success)
+        assert relative_error(found.loss, plain.loss) < 1e-5
+        assert relative_error(found.answer, plain.answer) < 1e-5
+        np.testing.assert_array_equal(found.success, plain.success)
 
 
 @pytest.fixture
 def late_starts(monkeypatch):
     """Starts that about half of the examples' draws defy."""
     monkeypatch.setattr(replacements, "_ODDS", 0.5)
-    part_starts.cache_clear()
+    parts_of.cache_clear()
     yield
-    part_starts.cache_clear()
+    parts_of.cache_clear()
 
 
 def test_an_example_that_defies_the_odds_is_scored_plainly(victim, examples, late_starts):
     attack = dataclasses.replace(ATTACK, num_iterations=4, top_k=9)
     defied = []
 
-    def seen(places, starts):
-        defied.extend(defies_the_odds(places, starts))
-        return defies_the_odds(places, starts)
+    def seen(places, parts):
+        defied.extend(defies_the_odds(places, parts))
+        return defies_the_odds(places, parts)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "defies_the_odds", seen)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from robustjax.attacks import gcg, ranking
+from robustjax.attacks.frame import abstract_inputs
 from robustjax.evaluation.flops import executed_flops, forward_flops, training_flops
 from robustjax.models import transformer
 from robustjax.models.registry import scaling_point
@@ -103,19 +104,19 @@ def linear_terms(config):
 
 def test_executed_flops_of_scoring_are_the_hand_count(tiny_tokenizer):
     victim = make_victim(tiny_tokenizer)
-    attack = dataclasses.replace(ATTACK, candidate_chunk=4)  # four parts
+    attack = dataclasses.replace(ATTACK, candidate_chunk=16)
     run = make_run(victim, make_examples(victim)[:4], attack)
     config = victim.definition.config
     rows = len(run.prompts) * attack.num_candidates
     prefix, tail = run.batch.before.shape[1], attack.num_tokens + run.batch.after.shape[1]
     project, rest = linear_terms(config)
-    attend = 2 * config.width * (prefix + tail)  # of one query: scores and mixing
     head = config.width * victim.definition.num_classes
 
     out = config.width * config.width
     alone = project + rest - out  # of a token by itself, where the feed-forward layer is parallel
 
-    def of_a_row(run_tokens):
+    def of_a_row(run_tokens, beside):
+        attend = 2 * config.width * (prefix + beside + run_tokens)  # scores and mixing of a query
         first_block = run_tokens * (out + attend)
         last_block = run_tokens * project + rest + attend  # only the last token goes on
         return first_block + last_block + head
@@ -123,28 +124,31 @@ def test_executed_flops_of_scoring_are_the_hand_count(tiny_tokenizer):
     # Of the first block, the incumbents' tails and the one replaced token of each candidate.
     first = 2 * (len(run.prompts) * tail + rows) * alone
 
-    starts = ranking.starts(attack, run.num_allowed)
-    assert len(starts) == 4 and starts[0] == 0 < starts[-1]
-
-    score = gcg.programs(attack, run.inputs)["score_replacements"]
-
-    per_part = [2 * rows // 4 * of_a_row(tail - start) for start in starts]
-    assert executed_flops(score.function, *score.arguments) == first + sum(per_part)
-    whole = dataclasses.replace(attack, candidate_chunk=attack.num_candidates)
-    score = gcg.programs(whole, run.inputs)["score_replacements"]
-    assert executed_flops(score.function, *score.arguments) == first + 2 * rows * of_a_row(tail)
-
-
-def test_executed_flops_do_not_depend_on_chunks_of_a_part(tiny_tokenizer):
-    victim = make_victim(tiny_tokenizer)
-    run = make_run(victim, make_examples(victim)[:4], ATTACK)
-    counts = set()
-    for chunk in (1, 2, 4):
-        attack = gcg.GCG(num_tokens=4, num_candidates=16, top_k=8, candidate_chunk=chunk)
+    def counted(attack):
         score = gcg.programs(attack, run.inputs)["score_replacements"]
-        counts.add(executed_flops(score.function, *score.arguments))
+        return executed_flops(score.function, *score.arguments)
 
-    assert len(counts) == 1
+    parts = ranking.cut(attack, run.inputs)
+    assert len(parts) == 3 and parts[0].start == 0 < parts[-1].start
+    # The incumbent's tokens before the last part are beside all rows, most of them out of sight.
+    beside = parts[-1].start
+    per_part = [
+        2 * len(run.prompts) * count * of_a_row(tail - start, beside) for count, start in parts
+    ]
+    assert counted(attack) == first + sum(per_part)
+    one_by_one = dataclasses.replace(attack, candidate_chunk=1)
+    assert counted(one_by_one) == first + 2 * rows * of_a_row(tail, 0)
+
+
+def test_more_passes_execute_hardly_more_flops():
+    definition = Definition(scaling_point("pythia-70m").config)
+    inputs = abstract_inputs(definition, (200, 4, 0), rows=8)
+
+    def counted(chunk):
+        score = gcg.programs(gcg.GCG(candidate_chunk=chunk), inputs)["score_replacements"]
+        return executed_flops(score.function, *score.arguments)
+
+    assert counted(128) < counted(32) < 1.03 * counted(128)
 
 
 ROWS = 3

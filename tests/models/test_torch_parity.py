@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.models import gpt_neox, layers, qwen2
+from robustjax.models import attention, gpt_neox, layers, qwen2
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.qwen2 import Qwen2Config
 from robustjax.models.registry import POINTS, layer_loop
@@ -105,7 +105,7 @@ def _gelu_for_silu(definition, params, monkeypatch):
 
 
 def _wrong_scale(definition, params, monkeypatch):
-    attend = layers.attend
+    attend = attention.attend
 
     def scaled(queries, *rest, **options):
         return attend(queries * 1.01, *rest, **options)

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from robustjax.data.batching import pad_rows
 from robustjax.evaluation.flops import executed_flops
 from robustjax.models import transformer
+from robustjax.models.attention import Context, Stretch, attend
 from robustjax.models.gpt_neox import GPTNeoXConfig
-from robustjax.models.layers import Context, attend
 from robustjax.models.transformer import Cache, Definition, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
 
@@ -468,6 +468,54 @@ def test_causal_attention_in_parts_is_attention(width, groups):
 
     share = products(True) / products(False)
     assert share == 1 if width < 128 else 0.6 < share < 0.65
+
+
+@EACH_CASE
+def test_rows_laid_end_to_end_are_rows_of_their_own(family, scanned, batch):
+    """Three rows of five tokens, then two of seven that see less of what stands before them."""
+    definition = define(family, scanned=scanned)
+    params = make_params(definition)
+    tokens, mask = batch
+    before, beside = (
+        encode(definition, params, tokens[:, part], mask[:, part])
+        for part in (slice(0, 4), slice(4, 7))
+    )
+    stretches = (Stretch(3, 5, 3), Stretch(2, 7, 1))
+
+    def seen(rows, width, known):
+        """Embeddings, positions, mask and the two places that are read, of rows by themselves."""
+        x = jnp.asarray(seeded(f"{width}", (len(tokens), rows, width, definition.config.width)))
+        real = np.arange(width) < np.array([[width], [width - 2], [width - 1]])[..., None]
+        real = np.broadcast_to(real, x.shape[:3])
+        positions = mask[:, : 4 + known].sum(-1)[:, None, None] + positions_of(real)
+        read = np.stack([np.full(x.shape[:2], 1), last_real(real)], -1)
+        return x, positions, jnp.asarray(real), read
+
+    def known_of(cache, count):
+        return cache if count == 3 else cache.first(count)
+
+    pieces = [seen(*one) for one in stretches]
+    expected = [
+        forward(definition, params, *piece[:3], (before, known_of(beside, one.known)), piece[3])
+        for one, piece in zip(stretches, pieces, strict=True)
+    ]
+
+    begins = np.cumsum([0, 15])
+    widths = [one.width for one in stretches]
+    reads = [
+        piece[3] + begin + width * np.arange(piece[3].shape[1])[:, None]
+        for piece, begin, width in zip(pieces, begins, widths, strict=True)
+    ]
+    x, positions, real = (
+        jnp.concatenate([piece.reshape(len(tokens), 1, -1, *piece.shape[3:]) for piece in kind], 2)
+        for kind in list(zip(*pieces, strict=True))[:3]
+    )
+    read = np.concatenate([one.reshape(len(tokens), 1, -1) for one in reads], 2)
+    found = jax.jit(transformer.forward, static_argnames=("definition", "stretches"))(
+        *(definition, params, x, positions, real, (before, beside), read), stretches=stretches
+    )
+    flat = jnp.concatenate([one.reshape(len(tokens), 1, -1, one.shape[-1]) for one in expected], 2)
+    assert relative_error(found, flat) < 1e-5
 
 
 @pytest.mark.parametrize("has_gradient", [False, True], ids=["forward", "gradient"])
