@@ -138,7 +138,7 @@ def of_an_attack(sizes: tuple[int, int, int]) -> dict[str, Any]:
         "score_replacements",
         ranking.score_replacements,
         *(*known, reader.prefix, run.batch, state.slots, incumbent, proposed),
-        chunk=ATTACK.chunk,
+        chunk=ATTACK.candidate_chunk,
         parts=ranking.cut(ATTACK, inputs),
     )
     valid = run.put(np.ones(proposed.places.shape, bool))

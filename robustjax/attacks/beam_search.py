@@ -36,7 +36,7 @@ class BeamSearch:
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         untargeted: aim for any wrong class instead of the example's target.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes all.
+            losses by rounding only. 0 takes as many as make 16,384 tokens of all examples.
         stop_at_success: leave an example alone once it was successful.
     """
 
@@ -61,11 +61,6 @@ class BeamSearch:
                 f"beam_width={self.beam_width} is more than num_candidates={self.num_candidates}; "
                 "lower it"
             )
-
-    @property
-    def chunk(self) -> int:
-        """Candidates of each example scored in one pass."""
-        return self.candidate_chunk or self.num_candidates
 
     @property
     def variant(self) -> str:
@@ -162,7 +157,7 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch),
         *(proposed, run.full_mask(proposed.shape)),
-        chunk=attack.chunk,
+        chunk=pass_size(attack, run.inputs),
     )
     valid = run.survivors(*run.fetch((proposed, parents)))
     new = select(state, proposed, scores, run.put(valid))
@@ -179,6 +174,12 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
     return new, Pending(new, report)
 
 
+def pass_size(attack: BeamSearch, inputs: Inputs) -> int:
+    """Candidates of each example that are scored in one pass."""
+    settings = (attack.candidate_chunk, attack.num_candidates, attack.num_tokens)
+    return frame.pass_size(*settings, inputs)
+
+
 def programs(attack: BeamSearch, inputs: Inputs) -> dict[str, Program]:
     """What a search runs on a batch, by name."""
     victim = inputs.victim
@@ -192,7 +193,7 @@ def programs(attack: BeamSearch, inputs: Inputs) -> dict[str, Program]:
     return {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),
         "score_start": scoring(1, 1),
-        "score": scoring(attack.num_candidates, attack.chunk),
+        "score": scoring(attack.num_candidates, pass_size(attack, inputs)),
     }
 
 

@@ -33,9 +33,6 @@ from robustjax.attacks.sampling import Pairs, Sampler
 from robustjax.attacks.verdict import Scores
 from robustjax.data.tokens import Tokenizer
 
-_MOST_AT_ONCE = 64
-"""Candidates of each example that are scored in one pass, unless the settings say otherwise."""
-
 
 @dataclasses.dataclass(frozen=True)
 class BEAST:
@@ -77,14 +74,6 @@ class BEAST:
     def num_candidates(self) -> int:
         """``C``, candidates scored in each iteration."""
         return self.beam_width * self.branch_factor
-
-    @property
-    def chunk(self) -> int:
-        """Candidates of each example scored in one pass."""
-        if self.candidate_chunk:
-            return self.candidate_chunk
-        count = self.num_candidates
-        return next(size for size in range(min(count, _MOST_AT_ONCE), 0, -1) if count % size == 0)
 
     @property
     def variant(self) -> str:
@@ -213,7 +202,7 @@ def step(attack: BEAST, run: BatchRun, state: State, iteration: int) -> tuple[St
     slots, mask, valid, tokens = run.put((grown.slots, grown.mask, grown.valid, grown.tokens))
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch, slots, mask),
-        chunk=attack.chunk,
+        chunk=pass_size(attack, run.inputs),
     )
     arguments = (state.tokens, np.int32(state.length), pairs, state.best)
     is_stacked = state.sampler.reader.definition.scanned
@@ -306,6 +295,12 @@ def select(
     return grown, is_alive, pairs, new_best
 
 
+def pass_size(attack: BEAST, inputs: Inputs) -> int:
+    """Candidates of each example that are scored in one pass."""
+    settings = (attack.candidate_chunk, attack.num_candidates, slot_width(attack))
+    return frame.pass_size(*settings, inputs)
+
+
 def programs(attack: BEAST, inputs: Inputs) -> dict[str, Program]:
     """What a search runs on a batch, by name."""
     victim, sampler = inputs.victim, inputs.companion or inputs.victim
@@ -328,7 +323,7 @@ def programs(attack: BEAST, inputs: Inputs) -> dict[str, Program]:
         *(inputs.forbidden, inputs.seed, inputs.batch.example_id),
     )
     slots = (rows, attack.num_candidates, slot_width(attack))
-    run_score = functools.partial(score, victim.definition, chunk=attack.chunk)
+    run_score = functools.partial(score, victim.definition, chunk=pass_size(attack, inputs))
     to_score = (victim.params, (victim.prefix,), inputs.batch, array(*slots))
     found = {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),

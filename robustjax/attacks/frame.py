@@ -23,6 +23,10 @@ from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.models.victim import Victim
 from robustjax.runtime.rows import Rows
 
+_TOKENS_IN_A_PASS = 1 << 14
+"""Of all examples of a batch. More are no faster, and take memory: where the slot is at the
+beginning of a long text, each candidate runs all of the text."""
+
 Placed = Any
 """An array on the device, fetched to the host, or its mere shape."""
 
@@ -94,6 +98,24 @@ def check_chunk(chunk: int, name: str, count: int) -> None:
         raise UserError(f"candidate_chunk={chunk!r} must be an integer and not be negative")
     if chunk and count % chunk:
         raise UserError(f"candidate_chunk={chunk} does not divide {name}={count}")
+
+
+def pass_size(candidate_chunk: int, count: int, width: int, inputs: Inputs) -> int:
+    """Candidates of each example that are scored in one pass.
+
+    Args:
+        candidate_chunk: what the settings say; 0 takes as many as a pass may have tokens.
+        count: candidates of each example.
+        width: tokens of a slot.
+        inputs: of the batch.
+    """
+    if candidate_chunk:
+        return candidate_chunk
+    goal = inputs.batch.goal
+    said = goal.tokens.shape[1] - 1 if isinstance(goal, TextGoal) else 0
+    tail = width + inputs.batch.after.shape[1] + said
+    most = max(_TOKENS_IN_A_PASS // (inputs.rows * tail), 1)
+    return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
 
 
 def variant(**options: bool) -> str:

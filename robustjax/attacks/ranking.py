@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from robustjax.attacks import probe
+from robustjax.attacks import frame, probe
 from robustjax.attacks.frame import (
     BatchRun,
     Inputs,
@@ -55,8 +55,8 @@ class Settings(Protocol):
         """Tokens that are drawn from at each position."""
 
     @property
-    def chunk(self) -> int:
-        """Candidates of each example scored in one pass."""
+    def candidate_chunk(self) -> int:
+        """Candidates of each example scored in one pass; 0 takes what suits the batch."""
 
     @property
     def num_replacements(self) -> int:
@@ -108,6 +108,7 @@ def rank(
     """
     if attack.probe_size:
         return _rank_by_probe(attack, run, proposed, slots, iteration)
+    chunk = pass_size(attack, run.inputs)
     reader = run.narrow if attack.bf16_scoring else run.inputs.victim
     known = (reader.definition, reader.params)
     calls = {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
@@ -115,7 +116,7 @@ def rank(
     parts = cut(attack, run.inputs)
     mask = run.full_mask(proposed.slots.shape)
     plain = functools.partial(
-        score, *known, (reader.prefix,), run.batch, proposed.slots, mask, chunk=attack.chunk
+        score, *known, (reader.prefix,), run.batch, proposed.slots, mask, chunk=chunk
     )
     if attack.num_replacements > 1:
         scores = plain()
@@ -126,7 +127,7 @@ def rank(
             incumbent = jax.tree.map(to_bfloat16, incumbent)
         scores = score_replacements(
             *(*known, reader.prefix, run.batch, slots, incumbent, proposed),
-            chunk=attack.chunk,
+            chunk=chunk,
             parts=parts,
         )
         valid = _survivors(run, proposed, slots)
@@ -150,7 +151,7 @@ def _rank_by_probe(
     guess = score(
         *(companion.definition, companion.params, (companion.prefix,), run.batch),
         *(proposed.slots, run.full_mask(proposed.slots.shape)),
-        chunk=attack.chunk,
+        chunk=pass_size(attack, inputs),
     ).loss
     valid = _survivors(run, proposed, slots)
     some, scores, may_be_chosen = probe.score_some(
@@ -178,11 +179,17 @@ def score_again(run: BatchRun, slots: Int[Array, "B A"]) -> Scores:
     return score(*known, slots[:, None], whole, chunk=1)
 
 
+def pass_size(attack: Settings, inputs: Inputs) -> int:
+    """Candidates of each example that are scored in one pass."""
+    settings = (attack.candidate_chunk, attack.num_candidates, attack.num_tokens)
+    return frame.pass_size(*settings, inputs)
+
+
 def cut(attack: Settings, inputs: Inputs) -> tuple[Part, ...]:
     """What the candidates are cut into by their places."""
     top_k = min(attack.top_k, inputs.num_allowed)
     drawn = (attack.num_tokens, top_k, attack.num_candidates)
-    return parts_of(inputs.rows, *drawn, attack.chunk)
+    return parts_of(inputs.rows, *drawn, pass_size(attack, inputs))
 
 
 def _extra_prefixes(attack: Settings) -> list[str]:
@@ -197,6 +204,7 @@ def programs(
 ) -> dict[str, Program]:
     """What scores the candidates of a batch, by name; see ``frame.Program``."""
     batch, victim = inputs.batch, inputs.victim
+    chunk = pass_size(attack, inputs)
     mask = jax.ShapeDtypeStruct(proposed.slots.shape, jnp.bool_)
 
     def plain(reader: Reader, count: int, chunk: int) -> Program:
@@ -219,7 +227,7 @@ def programs(
         to_some = (proposed.slots, guess, survive, number, number)
         return {
             "encode_companion_prefix": prefix_program(inputs.companion, batch),
-            "guess": plain(inputs.companion, attack.num_candidates, attack.chunk),
+            "guess": plain(inputs.companion, attack.num_candidates, chunk),
             "score_some": Program(run_some, (victim.params, victim.prefix, batch, *to_some)),
         }
     found: dict[str, Program] = {}
@@ -229,12 +237,12 @@ def programs(
         incumbent = jax.eval_shape(lambda tree: jax.tree.map(to_bfloat16, tree), incumbent)
         found["encode_narrow_prefix"] = prefix_program(reader, batch)
         found["score_again"] = plain(victim, 1, 1)
-    found["score"] = plain(reader, attack.num_candidates, attack.chunk)
+    found["score"] = plain(reader, attack.num_candidates, chunk)
     if attack.num_replacements == 1:
         run_parts = functools.partial(
             score_replacements,
             reader.definition,
-            chunk=attack.chunk,
+            chunk=chunk,
             parts=cut(attack, inputs),
         )
         current = jax.ShapeDtypeStruct((inputs.rows, attack.num_tokens), jnp.int32)

@@ -63,7 +63,7 @@ def start(run: BatchRun, beams: int, width: int) -> Sampler:
 def pair_shape(definition: Definition, rows: int, beams: int, width: int) -> tuple[int, ...]:
     """Shape of the keys of ``width`` tokens of each beam: of all layers if they are stacked."""
     config = definition.config
-    shape = (rows, beams, width, config.key_value_heads, config.head_width)
+    shape = (rows, beams, config.key_value_heads, width, config.head_width)
     return (config.layers, *shape) if definition.scanned else shape
 
 
@@ -132,7 +132,7 @@ def extend(
         (prefix, Cache(*pairs, so_far)),
     )
     pairs = jax.tree.map(
-        lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, length, axis=-3),
+        lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, length, axis=-2),
         pairs,
         (new.keys, new.values),
     )

@@ -224,7 +224,7 @@ def write_on(
         ``pairs`` with ``count`` tokens more, and the new tokens.
     """
     rows = newest.shape[0]
-    width = jax.tree.leaves(pairs)[0].shape[-3]
+    width = jax.tree.leaves(pairs)[0].shape[-2]
     start = prefix.mask.sum(-1, dtype=jnp.int32)[:, None, None]
 
     def write(carry: tuple[Pairs, Array], place: Array) -> tuple[tuple[Pairs, Array], Array]:
@@ -236,7 +236,7 @@ def write_on(
             (prefix, Cache(*pairs, so_far)),
         )
         pairs = jax.tree.map(
-            lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, place, axis=-3),
+            lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one, place, axis=-2),
             pairs,
             (new.keys, new.values),
         )

@@ -29,14 +29,14 @@ class Context(NamedTuple):
     """Keys and values that rows attend to, beside their own.
 
     Attributes:
-        keys: ``[B, P, G, K]`` (``G`` key/value heads), shared by all rows of an example and never
-            copied per row; or ``[B, C, P, G, K]``, each row's.
+        keys: ``[B, G, P, K]`` (``G`` key/value heads), shared by all rows of an example and never
+            copied per row; or ``[B, C, G, P, K]``, each row's.
         values: the same for values.
         mask: ``[B, P]`` or ``[B, C, P]``, true where a real token stands.
     """
 
-    keys: Float[Array, "B *C P G K"]
-    values: Float[Array, "B *C P G K"]
+    keys: Float[Array, "B *C G P K"]
+    values: Float[Array, "B *C G P K"]
     mask: Bool[Array, "B *C P"]
 
     @property
@@ -186,7 +186,7 @@ def _attend(
     if isinstance(visible, tuple):
         partials = [_of_stretches(q, keys, values, visible, precision)]
     else:
-        partials = [_of_rows(q, keys, values, visible, precision)]
+        partials = [_of_rows(q, *as_cached(keys, values), visible, precision)]
     partials += [
         _of_rows(q, one.keys, one.values, one.mask[:, :, None], precision) for one in per_row
     ]
@@ -195,11 +195,20 @@ def _attend(
     return _joined(partials).astype(queries.dtype).reshape(queries.shape)
 
 
+def as_cached(keys: Array, values: Array) -> tuple[Array, Array]:
+    """Keys and values of rows as a block makes them, ``[B, C, T, G, K]``, with heads first.
+
+    A product of each head reads what is kept where it lies: a copy of it in another order, in every
+    iteration, would cost a fifth of a gradient pass.
+    """
+    return jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
+
+
 def _of_rows(
     q: Array, keys: Array, values: Array, visible: Bool[Array, "B C *R T"], precision: str
 ) -> _Partial:
-    """Each row over keys and values ``[B, C, T, G, K]`` that no other row sees."""
-    products = ("bcrgmk,bctgk->bcgrmt", "bcgrmt,bctgk->bcgrmk")
+    """Each row over keys and values ``[B, C, G, T, K]`` that no other row sees."""
+    products = ("bcrgmk,bcgtk->bcgrmt", "bcgrmt,bcgtk->bcgrmk")
     return _partial(q, keys, values, visible[:, :, None, :, None], precision, products, 2)
 
 
@@ -215,8 +224,8 @@ def _of_stretches(
         def rows_of(x: Array, first: int, each: int, rows: int = rows) -> Array:
             return x[:, 0, first : first + rows * each].reshape(-1, rows, each, *x.shape[3:])
 
-        own_keys, own_values = rows_of(keys, begin, width), rows_of(values, begin, width)
-        found = _of_rows(rows_of(q, read, reads), own_keys, own_values, mask, precision)
+        own = as_cached(rows_of(keys, begin, width), rows_of(values, begin, width))
+        found = _of_rows(rows_of(q, read, reads), *own, mask, precision)
         partials.append(jax.tree.map(lambda x: x.reshape(x.shape[0], 1, -1, *x.shape[3:]), found))
         read, begin = read + rows * reads, begin + rows * width
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *partials)
@@ -230,16 +239,16 @@ def _of_shared(q: Array, contexts: Sequence[Context], visible: Visible, precisio
     """
     keys, values, real = contexts[0]
     if len(contexts) > 1:  # few tokens beside many: a product of their own would cost more
-        keys, values, real = (
-            jnp.concatenate(parts, axis=1) for parts in zip(*contexts, strict=True)
-        )
+        keys = jnp.concatenate([one.keys for one in contexts], axis=2)
+        values = jnp.concatenate([one.values for one in contexts], axis=2)
+        real = jnp.concatenate([one.mask for one in contexts], axis=1)
     seen = real[:, None]
     if isinstance(visible, tuple):
         known = [np.full(one.mask.shape[1] * one.mask.shape[2], one.known) for one in visible]
         before = real.shape[1] - contexts[-1].mask.shape[1]
         known_of = before + np.concatenate(known)
         seen = seen & (np.arange(real.shape[1]) < known_of[:, None])[None]
-    products = ("bcrgmk,bpgk->bgcrmp", "bgcrmp,bpgk->bgcrmk")
+    products = ("bcrgmk,bgpk->bgcrmp", "bgcrmp,bgpk->bgcrmk")
     return _partial(q, keys, values, seen[:, None, None, :, None], precision, products, 1)
 
 

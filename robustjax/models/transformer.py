@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.models.architectures import port_of
-from robustjax.models.attention import Context, Stretch, causal
+from robustjax.models.attention import Context, Stretch, as_cached, causal
 from robustjax.models.layers import Alone, Numerics, Rivalry, Trunk
 from robustjax.models.port import TRUNK_AXES, ModelConfig, Port
 
@@ -82,7 +82,7 @@ class Cache(NamedTuple):
     """Keys and values of every layer for tokens that are not run again.
 
     Attributes:
-        keys: a tuple of ``L`` arrays ``[B, P, G, K]``, or one array ``[L, B, P, G, K]`` when the
+        keys: a tuple of ``L`` arrays ``[B, G, P, K]``, or one array ``[L, B, G, P, K]`` when the
             layers are scanned. An axis ``C`` follows ``B`` if each row has its own.
         values: the same for values.
         mask: ``[B, P]`` or ``[B, C, P]``, true at real tokens.
@@ -100,7 +100,7 @@ class Cache(NamedTuple):
 
     def first(self, count: int) -> "Cache":
         """The cache of the first ``count`` tokens."""
-        keys, values = jax.tree.map(lambda x: x[..., :count, :, :], (self.keys, self.values))
+        keys, values = jax.tree.map(lambda x: x[..., :count, :], (self.keys, self.values))
         return Cache(keys, values, self.mask[..., :count])
 
     def of_only_row(self) -> "Cache":
@@ -115,7 +115,7 @@ def cache_axes(ndim: int) -> tuple[str | None, ...]:
     Args:
         ndim: axes of the array: one layer's has four, all layers stacked five.
     """
-    return ("layers",) * (ndim - 4) + ("examples", None, "heads", None)
+    return ("layers",) * (ndim - 4) + ("examples", "heads", None, None)
 
 
 def init(definition: Definition, seed: int) -> Params:
@@ -359,7 +359,8 @@ def _run(
     last = definition.config.layers - 1
 
     def middle(x: Array, weights: Params, contexts: Sequence[Context]) -> tuple[Array, Any]:
-        return _block(definition, weights)(x, positions, visible, contexts, None)
+        x, pair = _block(definition, weights)(x, positions, visible, contexts, None)
+        return x, as_cached(*pair)
 
     remat = definition.remat if is_trained else "none"
     if remat != "none":
@@ -385,7 +386,9 @@ def _run(
             contexts = [cache.layer(index) for cache in caches]
             weights = layer_params(definition, params, index)
             if index == 0 and first is not None:
-                x, pair = _block(definition, weights)(x, positions, visible, contexts, None, first)
+                block = _block(definition, weights)
+                x, pair = block(x, positions, visible, contexts, None, first)
+                pair = as_cached(*pair)
             else:
                 x, pair = middle(x, weights, contexts)
             kept.append(pair)
@@ -396,6 +399,7 @@ def _run(
     else:
         contexts = [cache.layer(last) for cache in caches]
         x, pair = block(x, positions, visible_to_read, contexts, read, first if last == 0 else None)
+    pair = as_cached(*pair)
     if definition.scanned:
         keys, values = (
             jnp.concatenate([some, one[None]]) for some, one in zip(kept, pair, strict=True)

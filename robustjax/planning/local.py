@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from robustjax.attacks import frame
 from robustjax.attacks.frame import Program, Shape, abstract_inputs
 from robustjax.attacks.random_token import RandomToken
 from robustjax.attacks.search import Attack, module_of
@@ -132,7 +133,7 @@ def propose(
     """Finds the largest batch that fits; a smaller pass only if one example does not fit as it is.
 
     Args:
-        attack: its settings.
+        attack: its settings; where they leave the pass open, one that suits a single example.
         case: models and bucket.
         budget: bytes that there are.
         most_rows: examples that there are; more at once are of no use.
@@ -150,6 +151,10 @@ def propose(
         tick(f"{rows} at once, {pass_field(attack)}={pass_size(attack)}")
         return need(attack, case, rows)
 
+    if not isinstance(attack, RandomToken) and not attack.candidate_chunk:
+        inputs = abstract_inputs(case.victim, case.shape, 1, case.companion)
+        sizes = (attack.num_candidates, module_of(attack).slot_width(attack))
+        attack = dataclasses.replace(attack, candidate_chunk=frame.pass_size(0, *sizes, inputs))
     while (one := found(attack, 1)).peak > budget:
         smaller = with_smaller_pass(attack)
         if smaller is None:
@@ -175,8 +180,10 @@ def pass_field(attack: Attack) -> str:
 
 
 def pass_size(attack: Attack) -> int:
-    """How many slots of an example are scored at once."""
-    return attack.iterations_per_pass if isinstance(attack, RandomToken) else attack.chunk
+    """How many slots of an example are scored at once, at most."""
+    if isinstance(attack, RandomToken):
+        return attack.iterations_per_pass
+    return attack.candidate_chunk or attack.num_candidates
 
 
 def with_smaller_pass(attack: Attack) -> Attack | None:

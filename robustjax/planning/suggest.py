@@ -6,9 +6,11 @@ begins with the most examples that might fit in one pass, for weights are then r
 halves pass and batch until the program fits.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from robustjax.attacks.random_token import RandomToken
 from robustjax.attacks.search import Attack
 from robustjax.errors import UserError
 from robustjax.models.port import ModelConfig
@@ -62,7 +64,7 @@ def suggest(
     """Finds the cheapest plan that fits.
 
     Args:
-        attack: its settings.
+        attack: its settings; where they leave the pass open, it begins with all candidates.
         shape: of the victim; heads are never cut.
         chosen: the slice.
         most_rows: examples that there are.
@@ -73,6 +75,8 @@ def suggest(
         UserError: nothing fits.
     """
     room = HBM_SHARE * chosen.generation.hbm_bytes
+    if not isinstance(attack, RandomToken) and not attack.candidate_chunk:
+        attack = dataclasses.replace(attack, candidate_chunk=attack.num_candidates)
     best: Suggestion | None = None
     compiled = left_out = 0
     for mesh in meshes(shape, chosen):

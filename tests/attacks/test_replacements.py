@@ -20,11 +20,6 @@ from tests.attacks.tiny import ATTACK, INSERT, attack_all, make_examples, make_r
 from tests.models.tiny import CONFIGS, relative_error
 
 
-def test_all_candidates_are_scored_in_one_pass_unless_told_otherwise():
-    assert gcg.GCG(num_candidates=128).chunk == 128
-    assert gcg.GCG(candidate_chunk=32).chunk == 32
-
-
 @pytest.mark.parametrize(
     ("examples", "tokens", "top_k", "count", "chunk", "step"),
     [(1, 10, 256, 128, 128, 1), (8, 10, 256, 512, 64, 1), (3, 20, 64, 96, 48, 2)],

@@ -217,7 +217,7 @@ def test_a_cache_in_two_pieces_is_the_same_cache(scanned, batch):
 
     def piece(part):
         keys, values = (
-            jax.tree.map(lambda leaf: leaf[..., part, :, :], side) for side in whole_cache[:2]
+            jax.tree.map(lambda leaf: leaf[..., part, :], side) for side in whole_cache[:2]
         )
         return Cache(keys, values, whole_cache.mask[:, part])
 
@@ -270,7 +270,7 @@ def feed(definition, params, token, place, real, prefix, rows):
         return jax.lax.dynamic_update_slice_in_dim(old, one, place, axis)
 
     keys, values = (
-        jax.tree.map(lambda old, one: put(old, one, -3), *pair)
+        jax.tree.map(lambda old, one: put(old, one, -2), *pair)
         for pair in ((rows.keys, new.keys), (rows.values, new.values))
     )
     rows = Cache(keys, values, put(rows.mask, new.mask, -1))
@@ -286,7 +286,7 @@ def test_rows_with_caches_of_their_own_grow_token_by_token(family, scanned, batc
     rows = np.stack([after, (after * 5 + 1) % 90, (after * 7 + 3) % 90], axis=1)[..., :width]
     lengths = np.array([[4, 3, 4], [2, 4, 4], [4, 4, 3]])
     prefix = encode(definition, params, before, before_mask)
-    shape = (*rows.shape, config.key_value_heads, config.head_width)
+    shape = (*rows.shape[:2], config.key_value_heads, width, config.head_width)
     empty = np.zeros((config.layers, *shape), np.float32)
     keys = empty if scanned else tuple(empty)
     cache = Cache(keys, keys, np.zeros(rows.shape, bool))
@@ -417,7 +417,7 @@ def test_the_cache_of_narrow_heads_and_a_prefix_has_the_documented_shape(scanned
     definition = define("neox", scanned=scanned)
     config = definition.config
     cache = encode(definition, make_params(definition), *batch)
-    shape = (3, WIDTH, config.key_value_heads, config.head_width)
+    shape = (3, config.key_value_heads, WIDTH, config.head_width)
     if scanned:
         assert cache.keys.shape == cache.values.shape == (config.layers, *shape)
     else:
@@ -448,7 +448,7 @@ def test_narrow_compute_keeps_scores_in_float32(batch):
 @pytest.mark.parametrize("groups", [4, 2])
 def test_causal_attention_in_parts_is_attention(width, groups):
     """Long rows only meet the keys that they see; padding on the left, and a context, too."""
-    shapes = ((2, 1, width, 4, 8), *((2, 1, width, groups, 8),) * 2, *((2, 3, groups, 8),) * 2)
+    shapes = ((2, 1, width, 4, 8), *((2, 1, width, groups, 8),) * 2, *((2, groups, 3, 8),) * 2)
     queries, keys, values, *context = (
         jnp.asarray(seeded(f"{place}", shape)) for place, shape in enumerate(shapes)
     )

@@ -75,6 +75,11 @@ def test_a_smaller_pass_only_if_one_example_does_not_fit(attack, case, each_case
     assert found.need.peak < whole
 
 
+def test_a_pass_that_is_left_open_is_proposed():
+    attack = dataclasses.replace(ATTACKS[2], candidate_chunk=0)
+    assert propose(attack, CLASSIFIER, 1 << 40, 1).attack == ATTACKS[2]
+
+
 def test_where_nothing_fits():
     attack = dataclasses.replace(ATTACKS[2], candidate_chunk=2)
     with pytest.raises(UserError, match=r"one example alone takes .* \(config\.model\.numerics\)"):

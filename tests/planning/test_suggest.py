@@ -19,7 +19,7 @@ SHAPE = scaling_point("pythia-12b").config
 ATTACK = GCG(num_candidates=16, candidate_chunk=4)
 
 
-def found(peak, seconds, most_rows=16, least=lambda trial: 0):
+def found(peak, seconds, most_rows=16, least=lambda trial: 0, attack=ATTACK):
     """A suggestion where a trial takes ``peak(trial)`` bytes and ``seconds(trial)``."""
     tried = []
 
@@ -29,7 +29,7 @@ def found(peak, seconds, most_rows=16, least=lambda trial: 0):
             raise TooLargeError("too large")
         return plan_of(SLICE, peak(trial), seconds(trial))
 
-    return suggest(ATTACK, SHAPE, SLICE, most_rows, least, compile_trial), tried
+    return suggest(attack, SHAPE, SLICE, most_rows, least, compile_trial), tried
 
 
 def test_weights_are_split_over_whole_heads_only():
@@ -52,16 +52,22 @@ def test_no_more_examples_than_there_are():
 
 def test_a_smaller_pass_comes_before_a_smaller_batch():
     def peak(trial):
-        return trial.batch_size * trial.attack.chunk * ROOM // 16
+        return trial.batch_size * trial.attack.candidate_chunk * ROOM // 16
 
     best, _ = found(peak, lambda trial: 1.0)
-    assert (best.trial.batch_size, best.trial.attack.chunk) == (16, 1)
+    assert (best.trial.batch_size, best.trial.attack.candidate_chunk) == (16, 1)
     assert dataclasses.replace(best.trial.attack, candidate_chunk=4) == ATTACK
+
+
+def test_a_pass_that_is_left_open_begins_with_all_candidates():
+    attack = dataclasses.replace(ATTACK, candidate_chunk=0)
+    best, _ = found(lambda trial: 1, lambda trial: 1.0, attack=attack)
+    assert best.trial.attack == dataclasses.replace(ATTACK, candidate_chunk=16)
 
 
 def test_fewer_examples_where_no_pass_is_small_enough():
     best, _ = found(lambda trial: trial.batch_size * ROOM // 4, lambda trial: 1.0)
-    assert (best.trial.batch_size, best.trial.attack.chunk) == (4, 1)
+    assert (best.trial.batch_size, best.trial.attack.candidate_chunk) == (4, 1)
 
 
 def test_what_cannot_fit_is_not_compiled():
