@@ -135,24 +135,21 @@ def attend(
         is_causal: every token is read (``R`` is ``T``) and sees none after it, as ``visible`` has
             to say; then the parts of a long row only meet the keys up to their own end.
     """
-    width = queries.shape[2]
-    is_long = is_causal and width >= _LONG_ROW
-    if isinstance(visible, tuple) or not is_long:
-        return _attend(queries, keys, values, visible, contexts, precision)
-    size = -(-width // _CAUSAL_PARTS)
-    ends = [min(start + size, width) for start in range(0, width, size)]
-    mixed = [
-        _attend(
-            queries[:, :, start:end],
-            keys[:, :, :end],
-            values[:, :, :end],
-            visible[:, :, start:end, :end],
-            contexts,
-            precision,
-        )
-        for start, end in zip([0, *ends], ends, strict=False)
+    batch, rows, reads, heads, width = queries.shape
+    groups = keys.shape[3]
+    q = queries.reshape(batch, rows, reads, groups, heads // groups, width) * (width**-0.5)
+    shared = [one for one in contexts if one.is_shared]
+    per_row = [one for one in contexts if not one.is_shared]
+    if isinstance(visible, tuple):
+        partials = [_of_stretches(q, keys, values, visible, precision, is_causal)]
+    else:
+        partials = [_of_own(q, keys, values, visible, precision, is_causal)]
+    partials += [
+        _of_rows(q, one.keys, one.values, one.mask[:, :, None], precision) for one in per_row
     ]
-    return jnp.concatenate(mixed, axis=2)
+    if shared:
+        partials.append(_of_shared(q, shared, visible, precision))
+    return _joined(partials).astype(queries.dtype).reshape(queries.shape)
 
 
 class _Partial(NamedTuple):
@@ -167,32 +164,6 @@ class _Partial(NamedTuple):
     mixed: Float[Array, "B C R G M K"]
     total: Float[Array, "B C R G M 1"]
     top: Float[Array, "B C R G M 1"]
-
-
-def _attend(
-    queries: Array,
-    keys: Array,
-    values: Array,
-    visible: Visible,
-    contexts: Sequence[Context],
-    precision: str,
-) -> Array:
-    """``attend`` in one piece."""
-    batch, rows, reads, heads, width = queries.shape
-    groups = keys.shape[3]
-    q = queries.reshape(batch, rows, reads, groups, heads // groups, width) * (width**-0.5)
-    shared = [one for one in contexts if one.is_shared]
-    per_row = [one for one in contexts if not one.is_shared]
-    if isinstance(visible, tuple):
-        partials = [_of_stretches(q, keys, values, visible, precision)]
-    else:
-        partials = [_of_rows(q, *as_cached(keys, values), visible, precision)]
-    partials += [
-        _of_rows(q, one.keys, one.values, one.mask[:, :, None], precision) for one in per_row
-    ]
-    if shared:
-        partials.append(_of_shared(q, shared, visible, precision))
-    return _joined(partials).astype(queries.dtype).reshape(queries.shape)
 
 
 def as_cached(keys: Array, values: Array) -> tuple[Array, Array]:
@@ -212,8 +183,41 @@ def _of_rows(
     return _partial(q, keys, values, visible[:, :, None, :, None], precision, products, 2)
 
 
+def _of_own(
+    q: Array,
+    keys: Array,
+    values: Array,
+    visible: Bool[Array, "B C R T"],
+    precision: str,
+    is_causal: bool,
+) -> _Partial:
+    """Each row over its own keys and values ``[B, C, T, G, K]``; see ``attend``."""
+    keys, values = as_cached(keys, values)
+    width = q.shape[2]
+    if not is_causal or width < _LONG_ROW:
+        return _of_rows(q, keys, values, visible, precision)
+    size = -(-width // _CAUSAL_PARTS)
+    cuts = [(start, min(start + size, width)) for start in range(0, width, size)]
+    partials = [
+        _of_rows(
+            q[:, :, start:end],
+            keys[..., :end, :],
+            values[..., :end, :],
+            visible[:, :, start:end, :end],
+            precision,
+        )
+        for start, end in cuts
+    ]
+    return _laid_end_to_end(partials)
+
+
 def _of_stretches(
-    q: Array, keys: Array, values: Array, visible: tuple[Own, ...], precision: str
+    q: Array,
+    keys: Array,
+    values: Array,
+    visible: tuple[Own, ...],
+    precision: str,
+    is_causal: bool,
 ) -> _Partial:
     """Each row over its own keys and values; rows of several widths are laid end to end."""
     partials = []
@@ -224,10 +228,15 @@ def _of_stretches(
         def rows_of(x: Array, first: int, each: int, rows: int = rows) -> Array:
             return x[:, 0, first : first + rows * each].reshape(-1, rows, each, *x.shape[3:])
 
-        own = as_cached(rows_of(keys, begin, width), rows_of(values, begin, width))
-        found = _of_rows(rows_of(q, read, reads), *own, mask, precision)
+        own = rows_of(keys, begin, width), rows_of(values, begin, width)
+        found = _of_own(rows_of(q, read, reads), *own, mask, precision, is_causal)
         partials.append(jax.tree.map(lambda x: x.reshape(x.shape[0], 1, -1, *x.shape[3:]), found))
         read, begin = read + rows * reads, begin + rows * width
+    return _laid_end_to_end(partials)
+
+
+def _laid_end_to_end(partials: Sequence[_Partial]) -> _Partial:
+    """What one token after the other attends to."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *partials)
 
 

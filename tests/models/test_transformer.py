@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from robustjax.data.batching import pad_rows
 from robustjax.evaluation.flops import executed_flops
 from robustjax.models import transformer
-from robustjax.models.attention import Context, Stretch, attend
+from robustjax.models.attention import Context, Own, Stretch, attend
 from robustjax.models.gpt_neox import GPTNeoXConfig
 from robustjax.models.transformer import Cache, Definition, Remat
 from tests.models.tiny import CONFIGS, define, jit, make_params, make_tokens, relative_error, seeded
@@ -459,15 +459,22 @@ def test_causal_attention_in_parts_is_attention(width, groups):
     seen = real[:, None]  # a token of the padding sees nothing of its own row
     found, expected = (attend(*arguments, is_causal=is_causal) for is_causal in (True, False))
     np.testing.assert_allclose(found[seen], expected[seen], atol=2e-6)
+    twice = [jnp.concatenate([one, one], axis=2) for one in (queries, keys, values)]
+    stretches = (Own(mask, 3), Own(mask, 3))
+    both = attend(*twice, stretches, contexts, "highest", is_causal=True)
+    for row in (both[:, :, :width], both[:, :, width:]):
+        np.testing.assert_allclose(row[seen], expected[seen], atol=2e-6)
 
-    def products(is_causal):
+    def products(is_causal, visible=mask, arrays=(queries, keys, values)):
         def run(*arrays):
-            return attend(*arrays, [], "highest", is_causal=is_causal)
+            return attend(*arrays, visible, [contexts[0]], "highest", is_causal=is_causal)
 
-        return executed_flops(run, *arguments[:4])
+        beside = arrays[0].size * 3 * 2  # of the context's three tokens, scores and mixing
+        return executed_flops(run, *arrays) - 2 * beside
 
     share = products(True) / products(False)
     assert share == 1 if width < 128 else 0.6 < share < 0.65
+    assert products(True, stretches, twice) == 2 * products(True)
 
 
 @EACH_CASE
