@@ -91,7 +91,7 @@ def runs(given: argparse.Namespace, point: str) -> Iterator[dict[str, Any]]:
     for attack, budget in ATTACKS.items():
         flags = [*task, *budget, f"--config.model.path={folder / 'model'}"]
         flags.append(f"--config.num_examples={given.num_examples}")
-        flags.append(f"--config.search.batch_size={BATCH}")
+        flags.append(f"--config.search.batch_size={min(BATCH, given.num_examples)}")
         if attack == "beast":
             flags.append(f"--config.companion.path={companion}")
         for position in POSITIONS:
