@@ -12,6 +12,7 @@ tokens but the replaced one (where layers are unrolled, of which there are few: 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,10 +77,9 @@ def parts_of(
     passes = count // chunk
     begins = {0: 0}  # start -> the first candidate that may be run from there
     for start in range(0, num_tokens, -(-num_tokens // _MOST_PARTS))[1:]:
+        odds = _odds_of_more(num_tokens * top_k, start * top_k, count)
         begin = next(
-            begin
-            for begin in range(0, count + passes, passes)
-            if _tail_odds(num_tokens * top_k, start * top_k, count, begin) < _ODDS / examples
+            begin for begin in range(0, count + passes, passes) if odds[begin] < _ODDS / examples
         )
         if begin < count:
             begins[start] = begin
@@ -90,13 +90,14 @@ def parts_of(
     )
 
 
-def _tail_odds(pool: int, marked: int, drawn: int, most: int) -> float:
-    """Odds that more than ``most`` of ``drawn`` from ``pool`` are among its ``marked``."""
-    ways = sum(
+def _odds_of_more(pool: int, marked: int, drawn: int) -> list[float]:
+    """Odds that more than 0, 1, ... of ``drawn`` from ``pool`` are among its ``marked``."""
+    ways = [
         math.comb(marked, hits) * math.comb(pool - marked, drawn - hits)
-        for hits in range(most + 1, min(marked, drawn) + 1)
-    )
-    return ways / math.comb(pool, drawn)
+        for hits in range(drawn + 1)
+    ]
+    more = itertools.accumulate(reversed(ways[1:]), initial=0)
+    return [number / math.comb(pool, drawn) for number in reversed(list(more))]
 
 
 def defies_the_odds(
