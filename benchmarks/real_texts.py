@@ -44,6 +44,9 @@ ATTACKS = {
     "beam_search": ["--config.attack.num_iterations=5"],
     "beast": ["--config.attack.num_iterations=5"],
 }
+TEXTS = 100
+"""That a model answers before any is attacked."""
+
 BATCH = 4
 """Examples attacked at once: at the beginning of long texts, all of a text is scored anew."""
 
@@ -90,6 +93,7 @@ def runs(given: argparse.Namespace, point: str) -> Iterator[dict[str, Any]]:
     yield {"run": "finetune"} | run(folder / "model", "finetune", which, flags)
     for attack, budget in ATTACKS.items():
         flags = [*task, *budget, f"--config.model.path={folder / 'model'}"]
+        flags.append(f"--config.task.num_validation={TEXTS}")
         flags.append(f"--config.num_examples={given.num_examples}")
         flags.append(f"--config.search.batch_size={min(BATCH, given.num_examples)}")
         if attack == "beast":
