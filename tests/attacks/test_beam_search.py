@@ -26,6 +26,7 @@ from tests.attacks.tiny import (
     make_victim,
     starts_of,
 )
+from tests.models.tiny import CONFIGS
 
 ATTACK = BeamSearch(num_iterations=4, num_tokens=4, num_candidates=16, beam_width=3)
 
@@ -60,6 +61,14 @@ def test_of_a_language_model_too(tiny_tokenizer):
     for example in asked:
         record = records[example.example_id]
         assert_reports_what_was_scored(model, example, INSERT, 1.0, record)
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+def test_of_qwen2_too(tiny_tokenizer, scanned):
+    shape = dataclasses.replace(CONFIGS["qwen2"], vocab=512, context=512)
+    victim = make_victim(tiny_tokenizer, config=shape, scanned=scanned)
+
+    assert_all_follow(victim, make_examples(victim)[:2])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

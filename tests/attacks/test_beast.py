@@ -84,7 +84,7 @@ def test_a_language_model_asks_itself(family, tiny_tokenizer):
     assert_all_follow(model, model, asked)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_batch_size_changes_nothing_but_rounding(victim, sampler, examples, batch_size):
     config = dataclasses.replace(CONFIG, batch_size=batch_size)
 
