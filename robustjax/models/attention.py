@@ -71,7 +71,7 @@ class Own(NamedTuple):
     known: int
 
 
-Visible = Bool[Array, "B C R T"] | tuple[Own, ...]
+Visible = Bool[Array, "B C _R _T"] | tuple[Own, ...]
 """Which own tokens are seen: of rows of one width, or by stretch."""
 
 
