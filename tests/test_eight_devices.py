@@ -90,7 +90,7 @@ def test_losses_of_a_step_are_everywhere(found):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "rows", "heads"), [("split", "data", ""), ("mixed", BOTH, " - tensor")]
+    ("mesh", "rows", "heads"), [("split", "data", ""), ("mixed", BOTH, " tensor")]
 )
 def test_a_search_is_split_over_examples_and_its_cache_over_heads(found, mesh, rows, heads):
     prefix = found[mesh]["prefix"]
