@@ -157,7 +157,7 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch),
         *(proposed, run.full_mask(proposed.shape)),
-        chunk=pass_size(attack, run.inputs),
+        chunk=frame.pass_size(attack, attack.num_tokens, run.inputs),
     )
     valid = run.survivors(*run.fetch((proposed, parents)))
     new = select(state, proposed, scores, run.put(valid))
@@ -174,12 +174,6 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
     return new, Pending(new, report)
 
 
-def pass_size(attack: BeamSearch, inputs: Inputs) -> int:
-    """Candidates of each example that are scored in one pass."""
-    settings = (attack.candidate_chunk, attack.num_candidates, attack.num_tokens)
-    return frame.pass_size(*settings, inputs)
-
-
 def programs(attack: BeamSearch, inputs: Inputs) -> dict[str, Program]:
     """What a search runs on a batch, by name."""
     victim = inputs.victim
@@ -193,7 +187,7 @@ def programs(attack: BeamSearch, inputs: Inputs) -> dict[str, Program]:
     return {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),
         "score_start": scoring(1, 1),
-        "score": scoring(attack.num_candidates, pass_size(attack, inputs)),
+        "score": scoring(attack.num_candidates, frame.pass_size(attack, attack.num_tokens, inputs)),
     }
 
 

@@ -202,7 +202,7 @@ def step(attack: BEAST, run: BatchRun, state: State, iteration: int) -> tuple[St
     slots, mask, valid, tokens = run.put((grown.slots, grown.mask, grown.valid, grown.tokens))
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch, slots, mask),
-        chunk=pass_size(attack, run.inputs),
+        chunk=frame.pass_size(attack, slot_width(attack), run.inputs),
     )
     arguments = (state.tokens, np.int32(state.length), pairs, state.best)
     is_stacked = state.sampler.reader.definition.scanned
@@ -295,12 +295,6 @@ def select(
     return grown, is_alive, pairs, new_best
 
 
-def pass_size(attack: BEAST, inputs: Inputs) -> int:
-    """Candidates of each example that are scored in one pass."""
-    settings = (attack.candidate_chunk, attack.num_candidates, slot_width(attack))
-    return frame.pass_size(*settings, inputs)
-
-
 def programs(attack: BEAST, inputs: Inputs) -> dict[str, Program]:
     """What a search runs on a batch, by name."""
     victim, sampler = inputs.victim, inputs.companion or inputs.victim
@@ -323,7 +317,9 @@ def programs(attack: BEAST, inputs: Inputs) -> dict[str, Program]:
         *(inputs.forbidden, inputs.seed, inputs.batch.example_id),
     )
     slots = (rows, attack.num_candidates, slot_width(attack))
-    run_score = functools.partial(score, victim.definition, chunk=pass_size(attack, inputs))
+    run_score = functools.partial(
+        score, victim.definition, chunk=frame.pass_size(attack, slot_width(attack), inputs)
+    )
     to_score = (victim.params, (victim.prefix,), inputs.batch, array(*slots))
     found = {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from robustjax.models.victim import Victim
 from robustjax.runtime.rows import Rows
 
 _TOKENS_IN_A_PASS = 1 << 14
-"""Of all examples of a batch. More are no faster, and take memory: where the slot is at the
-beginning of a long text, each candidate runs all of the text."""
+"""Of all examples of a batch; bounds the memory. Where the slot is at the beginning of a long text,
+each candidate runs all of the text."""
 
 Placed = Any
 """An array on the device, fetched to the host, or its mere shape."""
@@ -100,17 +100,29 @@ def check_chunk(chunk: int, name: str, count: int) -> None:
         raise UserError(f"candidate_chunk={chunk} does not divide {name}={count}")
 
 
-def pass_size(candidate_chunk: int, count: int, width: int, inputs: Inputs) -> int:
+class ScoredInPasses(Protocol):
+    """Settings of an attack that scores many candidates of each example."""
+
+    @property
+    def candidate_chunk(self) -> int:
+        """How many in one pass; 0 takes as many as a pass may have tokens."""
+
+    @property
+    def num_candidates(self) -> int:
+        """``C``."""
+
+
+def pass_size(attack: ScoredInPasses, width: int, inputs: Inputs) -> int:
     """Candidates of each example that are scored in one pass.
 
     Args:
-        candidate_chunk: what the settings say; 0 takes as many as a pass may have tokens.
-        count: candidates of each example.
-        width: tokens of a slot.
+        attack: its settings.
+        width: most tokens of a slot.
         inputs: of the batch.
     """
-    if candidate_chunk:
-        return candidate_chunk
+    if attack.candidate_chunk:
+        return attack.candidate_chunk
+    count = attack.num_candidates
     goal = inputs.batch.goal
     said = goal.tokens.shape[1] - 1 if isinstance(goal, TextGoal) else 0
     tail = width + inputs.batch.after.shape[1] + said

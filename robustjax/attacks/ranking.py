@@ -39,7 +39,7 @@ from robustjax.runtime.rows import anywhere
 
 
 @runtime_checkable
-class Settings(Protocol):
+class Settings(frame.ScoredInPasses, Protocol):
     """What GCG's settings say of ranking; see ``gcg.GCG``."""
 
     @property
@@ -47,16 +47,8 @@ class Settings(Protocol):
         """``A``, length of the attack slot."""
 
     @property
-    def num_candidates(self) -> int:
-        """``C``."""
-
-    @property
     def top_k(self) -> int:
         """Tokens that are drawn from at each position."""
-
-    @property
-    def candidate_chunk(self) -> int:
-        """Candidates of each example scored in one pass; 0 takes what suits the batch."""
 
     @property
     def num_replacements(self) -> int:
@@ -108,7 +100,7 @@ def rank(
     """
     if attack.probe_size:
         return _rank_by_probe(attack, run, proposed, slots, iteration)
-    chunk = pass_size(attack, run.inputs)
+    chunk = frame.pass_size(attack, attack.num_tokens, run.inputs)
     reader = run.narrow if attack.bf16_scoring else run.inputs.victim
     known = (reader.definition, reader.params)
     calls = {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
@@ -151,7 +143,7 @@ def _rank_by_probe(
     guess = score(
         *(companion.definition, companion.params, (companion.prefix,), run.batch),
         *(proposed.slots, run.full_mask(proposed.slots.shape)),
-        chunk=pass_size(attack, inputs),
+        chunk=frame.pass_size(attack, attack.num_tokens, inputs),
     ).loss
     valid = _survivors(run, proposed, slots)
     some, scores, may_be_chosen = probe.score_some(
@@ -179,17 +171,11 @@ def score_again(run: BatchRun, slots: Int[Array, "B A"]) -> Scores:
     return score(*known, slots[:, None], whole, chunk=1)
 
 
-def pass_size(attack: Settings, inputs: Inputs) -> int:
-    """Candidates of each example that are scored in one pass."""
-    settings = (attack.candidate_chunk, attack.num_candidates, attack.num_tokens)
-    return frame.pass_size(*settings, inputs)
-
-
 def cut(attack: Settings, inputs: Inputs) -> tuple[Part, ...]:
     """What the candidates are cut into by their places."""
     top_k = min(attack.top_k, inputs.num_allowed)
     drawn = (attack.num_tokens, top_k, attack.num_candidates)
-    return parts_of(inputs.rows, *drawn, pass_size(attack, inputs))
+    return parts_of(inputs.rows, *drawn, frame.pass_size(attack, attack.num_tokens, inputs))
 
 
 def _extra_prefixes(attack: Settings) -> list[str]:
@@ -204,7 +190,7 @@ def programs(
 ) -> dict[str, Program]:
     """What scores the candidates of a batch, by name; see ``frame.Program``."""
     batch, victim = inputs.batch, inputs.victim
-    chunk = pass_size(attack, inputs)
+    chunk = frame.pass_size(attack, attack.num_tokens, inputs)
     mask = jax.ShapeDtypeStruct(proposed.slots.shape, jnp.bool_)
 
     def plain(reader: Reader, count: int, chunk: int) -> Program:

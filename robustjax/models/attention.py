@@ -169,8 +169,7 @@ class _Partial(NamedTuple):
 def as_cached(keys: Array, values: Array) -> tuple[Array, Array]:
     """Keys and values of rows as a block makes them, ``[B, C, T, G, K]``, with heads first.
 
-    A product of each head reads what is kept where it lies: a copy of it in another order, in every
-    iteration, would cost a fifth of a gradient pass.
+    A product of each head reads what is kept where it lies, without a copy in another order.
     """
     return jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
 
@@ -243,8 +242,7 @@ def _laid_end_to_end(partials: Sequence[_Partial]) -> _Partial:
 def _of_shared(q: Array, contexts: Sequence[Context], visible: Visible, precision: str) -> _Partial:
     """All rows over the same keys and values: one large product for each head.
 
-    It keeps the layout in which it comes; only what has no token axis is transposed, which at a
-    prefix of 900 tokens takes a third of the time away.
+    It keeps the layout in which it comes: only what has no token axis is transposed.
     """
     keys, values, real = contexts[0]
     if len(contexts) > 1:  # few tokens beside many: a product of their own would cost more

@@ -151,10 +151,10 @@ def propose(
         tick(f"{rows} at once, {pass_field(attack)}={pass_size(attack)}")
         return need(attack, case, rows)
 
-    if not isinstance(attack, RandomToken) and not attack.candidate_chunk:
+    if not isinstance(attack, RandomToken):
         inputs = abstract_inputs(case.victim, case.shape, 1, case.companion)
-        sizes = (attack.num_candidates, module_of(attack).slot_width(attack))
-        attack = dataclasses.replace(attack, candidate_chunk=frame.pass_size(0, *sizes, inputs))
+        chunk = frame.pass_size(attack, module_of(attack).slot_width(attack), inputs)
+        attack = dataclasses.replace(attack, candidate_chunk=chunk)
     while (one := found(attack, 1)).peak > budget:
         smaller = with_smaller_pass(attack)
         if smaller is None:

@@ -16,7 +16,7 @@ from robustjax.errors import UserError
 from robustjax.models.port import ModelConfig
 from robustjax.planning.ahead_of_time import HBM_SHARE, TooLargeError
 from robustjax.planning.chips import Slice
-from robustjax.planning.local import with_smaller_pass
+from robustjax.planning.local import pass_size, with_smaller_pass
 from robustjax.planning.run_plan import RunPlan
 from robustjax.runtime.mesh import MeshConfig
 
@@ -75,8 +75,8 @@ def suggest(
         UserError: nothing fits.
     """
     room = HBM_SHARE * chosen.generation.hbm_bytes
-    if not isinstance(attack, RandomToken) and not attack.candidate_chunk:
-        attack = dataclasses.replace(attack, candidate_chunk=attack.num_candidates)
+    if not isinstance(attack, RandomToken):
+        attack = dataclasses.replace(attack, candidate_chunk=pass_size(attack))
     best: Suggestion | None = None
     compiled = left_out = 0
     for mesh in meshes(shape, chosen):

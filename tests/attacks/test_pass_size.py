@@ -26,8 +26,8 @@ DEFINITION = Definition(CONFIGS["neox"], head="lm")
 )
 def test_a_pass_has_at_most_16384_tokens_of_all_examples(rows, after, goal, expected):
     inputs = abstract_inputs(DEFINITION, (200, after, goal), rows)
-    assert pass_size(0, 128, 10, inputs) == expected
-    assert pass_size(32, 128, 10, inputs) == 32
+    assert pass_size(GCG(), 10, inputs) == expected
+    assert pass_size(GCG(candidate_chunk=32), 10, inputs) == 32
 
 
 @pytest.mark.parametrize(
