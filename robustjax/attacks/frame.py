@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,7 @@ def check_chunk(chunk: int, name: str, count: int) -> None:
         raise UserError(f"candidate_chunk={chunk} does not divide {name}={count}")
 
 
+@runtime_checkable
 class ScoredInPasses(Protocol):
     """Settings of an attack that scores many candidates of each example."""
 
