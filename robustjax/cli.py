@@ -16,7 +16,7 @@ from absl import flags
 
 from robustjax.command_flags import parse, parse_config, parse_config_and_workdir
 from robustjax.errors import UserError
-from robustjax.runtime import distributed, interrupts, mirror, stdout
+from robustjax.runtime import distributed, interrupts, mirror
 from robustjax.runtime.files import disk_trouble
 from robustjax.runtime.shortage import memory_shortage
 
@@ -179,8 +179,6 @@ def _run(
 
     settings: Any = build(config, values, "config")
     distributed.start()
-    if distributed.count() > 1:
-        stdout.keep_for_results()
     with mirror.workdir(workdir) as folder:
         keep_compiled_programs(folder)
         result = command(settings, folder)

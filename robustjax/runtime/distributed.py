@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from robustjax.errors import UserError
-from robustjax.runtime import lifeline
+from robustjax.runtime import lifeline, stdout
 from robustjax.runtime.aborts import before_abort
 from robustjax.runtime.lifeline import Lifeline
 from robustjax.runtime.messages import packed, unpacked
@@ -45,6 +45,8 @@ _joined = _Joined()
 
 def start(enabled: bool | None = None) -> None:
     """Joins the other processes of the run; does nothing in a single-process run.
+
+    From then on stdout is for what this program prints, not for what libraries do.
 
     JAX finds the coordinator by itself on TPU pods, Slurm and the like, and elsewhere through
     `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
@@ -83,6 +85,7 @@ def start(enabled: bool | None = None) -> None:
             "JAX_PROCESS_ID where they are not found by themselves"
         ) from error
     if count() > 1:
+        stdout.keep_for_results()
         _joined.lifeline = Lifeline(_client(), index(), count(), lost, stuck)
         if not is_primary():
             before_abort(_tell_if_coordinator_is_gone)
