@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import study_hours
-from benchmarks.plan_tables import best_rows, iteration_seconds
+from benchmarks.plan_tables import best_rows, iteration_seconds, scaling_table
 from benchmarks.results import read_results
 from configs.points import PUBLISHED_POINTS
 from robustjax.models import registry
@@ -42,6 +42,26 @@ def test_a_compiled_point_fits_with_a_tenth_to_spare(point):
         assert plan["topology"] == row["topology"]
         assert (plan["mesh"]["fsdp"], plan["mesh"]["tensor"]) == split
     assert iteration_seconds(PLANS[point]["attack"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        ((8.0, 4.1, 2.2, 1.2), "Up to 64 chips, adding chips pays."),
+        ((8.0, 4.1, 3.0, 2.9), "From 16 to 32 chips an iteration becomes 1.37 times"),
+        ((8.0, 6.0, 3.0, 2.9), "From 32 to 64 chips an iteration becomes 1.03 times"),
+    ],
+)
+def test_adding_chips_stops_paying_after_the_last_doubling_that_did(seconds, told):
+    rows = [
+        {
+            **{"chips": 8 << place, "topology": "", "fits": True, "seconds": one, "limit": ""},
+            **{"mesh": {"data": 1, "fsdp": 1, "tensor": 1}, "candidate_chunk": 32},
+        }
+        for place, one in enumerate(seconds)
+    ]
+    settings = {"examples": 64, "prompt_tokens": 384, "libtpu": "", "machine": {"jax": ""}}
+    assert told in "\n".join(scaling_table({"rows": rows, **settings}))
 
 
 def test_more_chips_never_take_longer_on_paper():
