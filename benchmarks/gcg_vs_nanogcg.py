@@ -9,6 +9,10 @@ tokens, whose keys and values both keep, ten attack tokens, some text, and one t
 language model should say. nanoGCG scores the candidates that passed the filter; ours scores all of
 them while the filter runs. Weights are random, since speed does not depend on them.
 
+nanoGCG attacks one example at a time. robustjax attacks many in one program, as whoever attacks a
+data set does: a side of eight examples, each with a cache and a draw of its own, stands beside the
+one of a single example; its time is of one of them.
+
 The classifier that robustjax attacks otherwise stands beside it without a ratio: nanoGCG has none.
 
 Every side of every scaling point runs once a round, in a process of its own, for three rounds.
@@ -24,10 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gcg_case import bench_tokenizer, write_case
-from benchmarks.in_turn import Figures, compared, measure_in_turn, run
+from benchmarks.in_turn import Figures, compared, measure_in_turn, median_ratio, run
 from benchmarks.results import Results, as_results, comparison_table, write_results
 
-SIDES = ("nanogcg", "ours", "ours_classifier")
+SIDES = ("nanogcg", "ours", "ours_together", "ours_classifier")
+TOGETHER = 8
+"""Examples that `ours_together` attacks at once."""
 NAME = "gcg_vs_nanogcg"
 POINTS = ("pythia-14m", "pythia-70m", "pythia-160m")
 PREFIX = 200
@@ -67,10 +73,20 @@ def measure(
             cases |= {
                 f"{point} ours": functools.partial(run, *us),
                 f"{point} nanogcg": functools.partial(run, *them),
+                f"{point} ours_together": functools.partial(run, *us, f"--batch={TOGETHER}"),
                 f"{point} ours_classifier": functools.partial(run, *us, "--classifier"),
             }
         runs = measure_in_turn(cases, rounds)
-    return as_results([compared(point, runs, SIDES, "milliseconds") for point in points], rounds)
+    rows = [
+        compared(point, runs, SIDES, "milliseconds")
+        | {
+            "ratio_together": median_ratio(
+                runs[f"{point} nanogcg"], runs[f"{point} ours_together"], "milliseconds"
+            )
+        }
+        for point in points
+    ]
+    return as_results(rows, rounds, together=TOGETHER)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # Evaluation: both attacks before hardening and after the last round, GCG after every round.
     config.evaluation = ConfigDict()
     config.evaluation.attacks = {
-        "gcg": {"name": "gcg", "num_iterations": 10, "num_candidates": 128, "candidate_chunk": 16},
+        "gcg": {"name": "gcg", "num_iterations": 10, "num_candidates": 128},
         "random_token": {
             "name": "random_token",
             "num_iterations": 64,
@@ -84,7 +84,7 @@ def _point(row: dict, edges: tuple[int, ...], is_pretrained: bool) -> dict:
         }
 
     # Weaker than the attacks of the evaluation, and from other starts: cheap texts of many kinds.
-    gcg = {"name": "gcg", "num_candidates": 16, "candidate_chunk": 16, "random_start": True}
+    gcg = {"name": "gcg", "num_candidates": 16, "random_start": True}
     random_token = {"name": "random_token", "iterations_per_pass": 4}
     return {
         "finetune": {

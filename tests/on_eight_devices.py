@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from robustjax.attacks import gcg, ranking
+from robustjax.attacks import frame, gcg, ranking
 from robustjax.attacks.gcg import GCG
 from robustjax.attacks.objective import encode_prefix
 from robustjax.attacks.search import SearchConfig
@@ -111,12 +111,12 @@ def of_training(folder: Path, optimizer: str, scanned: bool) -> dict[str, Any]:
     return found
 
 
-def of_an_attack(sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """Arrays of a search, and the collectives of each of its programs."""
+def of_an_attack(sizes: tuple[int, int, int], rows: int) -> dict[str, Any]:
+    """Arrays of a search on so many rows, and the collectives of each of its programs."""
     tokenizer = train_byte_bpe(SENTENCES, 400)
     victim = make_victim(tokenizer, mesh=MeshConfig(*sizes), width=32)
     examples = make_examples(victim, TEXTS)
-    run = make_run(victim, examples, ATTACK, config=SearchConfig(batch_size=8, edges=(48, 96)))
+    run = make_run(victim, examples, ATTACK, config=SearchConfig(batch_size=rows, edges=(48, 96)))
     inputs, state = run.inputs, gcg.init(ATTACK, run)
     reader = inputs.victim
     counts: dict[str, dict[str, int]] = {}
@@ -134,17 +134,22 @@ def of_an_attack(sizes: tuple[int, int, int]) -> dict[str, Any]:
         *(*known, reader.prefix, run.batch, state, inputs.forbidden, inputs.seed, np.uint32(1)),
         **gcg._drawing(ATTACK, inputs),
     )
+    to_score = (*known, reader.prefix, run.batch, state.slots, incumbent, proposed)
+    at_once, parts = frame.pass_of(ATTACK, ATTACK.num_tokens, inputs), ranking.cut(ATTACK, inputs)
     scores = ran(
-        "score_replacements",
-        ranking.score_replacements,
-        *(*known, reader.prefix, run.batch, state.slots, incumbent, proposed),
-        chunk=ATTACK.candidate_chunk,
-        parts=ranking.cut(ATTACK, inputs),
+        "score_replacements", ranking.score_replacements, *to_score, at_once=at_once, parts=parts
+    )
+    # One example of each shard after the other.
+    one_by_one = at_once._replace(examples=inputs.shards)
+    of_examples = ran(
+        "score_one_by_one", ranking.score_replacements, *to_score, at_once=one_by_one, parts=parts
     )
     valid = run.put(np.ones(proposed.places.shape, bool))
     new = ran("select", gcg.select, state.slots, current, proposed.slots, scores, valid)
     return {
         "collectives": counts,
+        "groups": inputs.rows // inputs.shards,
+        "losses": [run.fetch(one.loss).tolist() for one in (scores, of_examples)],
         "prefix": specs(reader.prefix),
         "batch": sorted(set(specs(run.batch).values())),
         "rows": sorted(set(specs((state.slots, proposed, scores, new)).values())),
@@ -157,8 +162,8 @@ def main() -> None:
     found = {
         "adafactor": of_training(folder / "adafactor", "adafactor", scanned=False),
         "adamw": of_training(folder / "adamw", "adamw", scanned=True),
-        "split": of_an_attack(SPLIT),
-        "mixed": of_an_attack(MIXED),
+        "split": of_an_attack(SPLIT, 16),
+        "mixed": of_an_attack(MIXED, 8),
     }
     print(json.dumps(found))
 

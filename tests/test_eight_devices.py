@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.compiling import QUICKLY
@@ -105,8 +106,16 @@ def test_examples_that_are_split_send_nothing(found):
         "encode_prefix": {},
         "propose": {},
         "score_replacements": {},
+        "score_one_by_one": {},
         "select": {},
     }
+
+
+@pytest.mark.parametrize("layout", ["split", "mixed"])
+def test_passes_of_one_example_a_device_score_as_a_whole_pass_does(layout, found):
+    whole, one_by_one = found[layout]["losses"]
+    assert found[layout]["groups"] == 2
+    np.testing.assert_allclose(one_by_one, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_what_split_weights_cost_an_iteration(found):

@@ -27,7 +27,7 @@ def cells(lines):
     """Cells of a table by the heading of their column."""
     table = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
     heading, values = ([cell.strip() for cell in table[i]] for i in (0, 2))
-    assert len(heading) == len(values) == len(table[1])
+    assert len(heading) == len(values) == len(table[1]) == len(set(heading))
     return dict(zip(heading, values, strict=True))
 
 
@@ -56,17 +56,26 @@ def test_shares_stand_below_their_own_heading():
     row = {
         "point": "some-model",
         "ratio": 12.34,
+        "ratio_together": 15.0,
         "nanogcg": {"milliseconds": 617.0, "peak_resident_gb": 2.5},
         "ours": OURS,
+        "ours_together": OURS | {"milliseconds": 41.0, "peak_resident_gb": 3.5},
         "ours_classifier": OURS | {"milliseconds": 40.0, "useful_share": 1.02},
-        "runs": {"ours": [OURS], "ours_classifier": [OURS | {"matmul_gflops": 151.0}]},
+        "runs": {
+            "nanogcg": [{"milliseconds": 617.0}],
+            "ours": [OURS],
+            "ours_classifier": [OURS | {"matmul_gflops": 151.0}],
+        },
     }
-    lines = comparison_table({**MEASURED_ON, "rows": [row]})
+    lines = comparison_table({**MEASURED_ON, "together": 8, "rows": [row]})
 
     found = cells(lines)
     assert found["useful FLOPs, of the matmul rate"] == "81 %"
     assert found["executed FLOPs, of the matmul rate"] == "62 %"
     assert found["times as fast"] == "12.3"
+    assert found["robustjax, 8 examples at once"] == "41 ms"
+    assert found["times as fast, 8 at once"] == "15.0"
+    assert found["memory, 8 examples at once"] == "3.50 GB"
     assert found["classifier: useful FLOPs, of the matmul rate"] == "102 %"
     assert lines[-1].startswith("Medians of 2 runs on 2 cores of A chip")
     assert "140 to 151 GFLOP/s" in lines[-1]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from robustjax.attacks import candidates, frame
 from robustjax.attacks.frame import BatchRun, Inputs, Pending, Placed, Program, Seen
 from robustjax.attacks.objective import score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.retokenize import SlotText, clean_start
 from robustjax.attacks.verdict import Scores
 from robustjax.data.tokens import Tokenizer
@@ -36,7 +37,8 @@ class BeamSearch:
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         untargeted: aim for any wrong class instead of the example's target.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes as many as make 16,384 tokens of all examples.
+            losses by rounding only. 0 takes what makes 4,096 tokens, of few examples rather than of
+            few candidates (see ``passes``).
         stop_at_success: leave an example alone once it was successful.
     """
 
@@ -111,7 +113,7 @@ def init(attack: BeamSearch, run: BatchRun) -> Beam:
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch),
         *(run.put(slots[:, None]), run.full_mask((run.size, 1, attack.num_tokens))),
-        chunk=1,
+        at_once=Pass(run.size, 1),
     )
     is_member = np.zeros(members.shape[:2], bool)
     is_member[:, 0] = True
@@ -157,7 +159,7 @@ def step(attack: BeamSearch, run: BatchRun, state: Beam, iteration: int) -> tupl
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch),
         *(proposed, run.full_mask(proposed.shape)),
-        chunk=frame.pass_size(attack, attack.num_tokens, run.inputs),
+        at_once=frame.pass_of(attack, attack.num_tokens, run.inputs),
     )
     valid = run.survivors(*run.fetch((proposed, parents)))
     new = select(state, proposed, scores, run.put(valid))
@@ -178,16 +180,16 @@ def programs(attack: BeamSearch, inputs: Inputs) -> dict[str, Program]:
     """What a search runs on a batch, by name."""
     victim = inputs.victim
 
-    def scoring(count: int, chunk: int) -> Program:
+    def scoring(count: int, at_once: Pass) -> Program:
         shape = (inputs.rows, count, attack.num_tokens)
         slots = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
-        function = functools.partial(score, victim.definition, chunk=chunk)
+        function = functools.partial(score, victim.definition, at_once=at_once)
         return Program(function, (victim.params, (victim.prefix,), inputs.batch, *slots))
 
     return {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),
-        "score_start": scoring(1, 1),
-        "score": scoring(attack.num_candidates, frame.pass_size(attack, attack.num_tokens, inputs)),
+        "score_start": scoring(1, Pass(inputs.rows, 1)),
+        "score": scoring(attack.num_candidates, frame.pass_of(attack, attack.num_tokens, inputs)),
     }
 
 

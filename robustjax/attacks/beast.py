@@ -45,7 +45,8 @@ class BEAST:
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
         untargeted: aim for any wrong class instead of the example's target.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes at most 64.
+            losses by rounding only. 0 takes what makes 4,096 tokens, of few examples rather than of
+            few candidates (see ``passes``).
         stop_at_success: leave an example alone once it was successful.
     """
 
@@ -202,7 +203,7 @@ def step(attack: BEAST, run: BatchRun, state: State, iteration: int) -> tuple[St
     slots, mask, valid, tokens = run.put((grown.slots, grown.mask, grown.valid, grown.tokens))
     scores = score(
         *(victim.definition, victim.params, (victim.prefix,), run.batch, slots, mask),
-        chunk=frame.pass_size(attack, slot_width(attack), run.inputs),
+        at_once=frame.pass_of(attack, slot_width(attack), run.inputs),
     )
     arguments = (state.tokens, np.int32(state.length), pairs, state.best)
     is_stacked = state.sampler.reader.definition.scanned
@@ -318,7 +319,7 @@ def programs(attack: BEAST, inputs: Inputs) -> dict[str, Program]:
     )
     slots = (rows, attack.num_candidates, slot_width(attack))
     run_score = functools.partial(
-        score, victim.definition, chunk=frame.pass_size(attack, slot_width(attack), inputs)
+        score, victim.definition, at_once=frame.pass_of(attack, slot_width(attack), inputs)
     )
     to_score = (victim.params, (victim.prefix,), inputs.batch, array(*slots))
     found = {

@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.attacks import retokenize
-from robustjax.attacks.objective import PromptBatch, encode_prefix
+from robustjax.attacks.objective import PromptBatch, encode_prefix, tail_width
+from robustjax.attacks.passes import Pass, fitting
 from robustjax.attacks.retokenize import SlotText
 from robustjax.attacks.verdict import ClassGoal, Goal, TextGoal
 from robustjax.data.batching import pad_rows
@@ -22,10 +23,6 @@ from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
 from robustjax.models.victim import Victim
 from robustjax.runtime.rows import Rows
-
-_TOKENS_IN_A_PASS = 1 << 14
-"""Of all examples of a batch; bounds the memory. Where the slot is at the beginning of a long text,
-each candidate runs all of the text."""
 
 Placed = Any
 """An array on the device, fetched to the host, or its mere shape."""
@@ -77,6 +74,13 @@ class Inputs(NamedTuple):
         """``B``, examples of the batch."""
         return self.batch.example_id.shape[0]
 
+    @property
+    def shards(self) -> int:
+        """Parts that they are split into over devices."""
+        if self.split is None:
+            return 1
+        return self.rows // self.split.shard_shape((self.rows,))[0]
+
 
 def check_positive(settings: Any, *names: str) -> None:
     """Raises UserError for the first of these fields that is not a positive integer."""
@@ -113,8 +117,8 @@ class ScoredInPasses(Protocol):
         """``C``."""
 
 
-def pass_size(attack: ScoredInPasses, width: int, inputs: Inputs) -> int:
-    """Candidates of each example that are scored in one pass.
+def pass_of(attack: ScoredInPasses, width: int, inputs: Inputs) -> Pass:
+    """What is scored at once: what the settings say of each example, else what fits in a pass.
 
     Args:
         attack: its settings.
@@ -122,13 +126,9 @@ def pass_size(attack: ScoredInPasses, width: int, inputs: Inputs) -> int:
         inputs: of the batch.
     """
     if attack.candidate_chunk:
-        return attack.candidate_chunk
-    count = attack.num_candidates
-    goal = inputs.batch.goal
-    said = goal.tokens.shape[1] - 1 if isinstance(goal, TextGoal) else 0
-    tail = width + inputs.batch.after.shape[1] + said
-    most = max(_TOKENS_IN_A_PASS // (inputs.rows * tail), 1)
-    return next(size for size in range(min(count, most), 0, -1) if count % size == 0)
+        return Pass(inputs.rows, attack.candidate_chunk, inputs.shards)
+    tail = tail_width(width, inputs.batch)
+    return fitting(inputs.rows, attack.num_candidates, tail, inputs.shards)
 
 
 def variant(**options: bool) -> str:

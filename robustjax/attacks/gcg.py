@@ -46,8 +46,9 @@ class GCG:
         random_start: start from random tokens, each example from its own, and not from ``@&@&...``;
             as a training attack that shows a victim more kinds of slots.
         candidate_chunk: candidates of each example scored in one pass; bounds the memory, changes
-            losses by rounding only. 0 takes as many as make 16,384 tokens of all examples. More
-            passes do a little more work: see ``replacements``.
+            losses by rounding only. 0 takes what makes 4,096 tokens, of few examples rather than of
+            few candidates (see ``passes``). Passes of few candidates do a little more work: see
+            ``replacements``.
         stop_at_success: leave an example alone once it was successful.
         keep_best: the new slot replaces the current one only if its loss is lower.
         num_replacements: tokens that a candidate replaces.

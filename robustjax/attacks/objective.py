@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from robustjax.attacks.passes import Pass, by_examples
 from robustjax.attacks.verdict import Goal, Scores, TextGoal, judge
 from robustjax.models import transformer
 from robustjax.models.transformer import Cache, Definition, Params
@@ -79,6 +80,13 @@ def make_tail(
     return Tail(tokens, mask, positions, read)
 
 
+def tail_width(width: int, batch: PromptBatch) -> int:
+    """Tokens of a tail whose slot has so many."""
+    goal = batch.goal
+    said = goal.tokens.shape[-1] - 1 if isinstance(goal, TextGoal) else 0
+    return width + batch.after.shape[-1] + said
+
+
 @functools.partial(jax.jit, static_argnames=("definition",))
 def encode_prefix(definition: Definition, params: Params, batch: PromptBatch) -> Cache:
     """The cache of everything before the slot: computed once, never touched again."""
@@ -109,32 +117,39 @@ def run(
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
     *,
-    chunk: int,
+    at_once: Pass,
 ) -> Float[Array, "B C R D"]:
-    """Final states of all slots, ``chunk`` of each example at a time (bounds the memory).
+    """Final states of all slots, pass by pass.
 
     Args:
         contexts: caches of all that stands before the slots, in order.
+        at_once: what makes a pass.
 
     Raises:
-        ValueError: if ``chunk`` does not divide ``C``.
+        ValueError: if the candidates of a pass do not divide ``C``.
     """
-    examples, rows, _ = slots.shape
+    rows, chunk = slots.shape[1], at_once.candidates
     if rows % chunk:
         raise ValueError(f"chunk {chunk} does not divide {rows} slots")
-    one = functools.partial(run_chunk, definition, params, contexts, batch)
-    if rows == chunk:
-        return one(slots, slot_mask)
 
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(examples, rows // chunk, chunk, *x.shape[2:]), 1, 0)
+    def of_examples(
+        contexts: Sequence[Cache], batch: PromptBatch, slots: Array, slot_mask: Array
+    ) -> Array:
+        one = functools.partial(run_chunk, definition, params, contexts, batch)
+        if rows == chunk:
+            return one(slots, slot_mask)
 
-    by_chunk = jax.tree.map(split, (slots, slot_mask))
-    hidden = jax.lax.map(lambda rows: one(*rows), by_chunk)
-    return jnp.moveaxis(hidden, 0, 1).reshape(examples, rows, *hidden.shape[3:])
+        def split(x: Array) -> Array:
+            return jnp.moveaxis(x.reshape(-1, rows // chunk, chunk, *x.shape[2:]), 1, 0)
+
+        by_chunk = jax.tree.map(split, (slots, slot_mask))
+        hidden = jax.lax.map(lambda rows: one(*rows), by_chunk)
+        return jnp.moveaxis(hidden, 0, 1).reshape(-1, rows, *hidden.shape[3:])
+
+    return by_examples(of_examples, at_once, tuple(contexts), batch, slots, slot_mask)
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "chunk"))
+@functools.partial(jax.jit, static_argnames=("definition", "at_once"))
 def score(
     definition: Definition,
     params: Params,
@@ -143,8 +158,8 @@ def score(
     slots: Int[Array, "B C W"],
     slot_mask: Bool[Array, "B C W"],
     *,
-    chunk: int,
+    at_once: Pass,
 ) -> Scores:
     """Scores all slots; see ``run``. The head is one product for all of them."""
-    hidden = run(definition, params, contexts, batch, slots, slot_mask, chunk=chunk)
+    hidden = run(definition, params, contexts, batch, slots, slot_mask, at_once=at_once)
     return judge(definition, params, hidden, batch.goal)

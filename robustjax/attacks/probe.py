@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from robustjax.attacks import candidates
 from robustjax.attacks.objective import PromptBatch, score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.verdict import Scores
 from robustjax.models.transformer import Cache, Definition, Params
 
@@ -54,7 +55,7 @@ def score_some(
         some = jnp.take_along_axis(slots, index[..., None], axis=1)
         mask = jnp.ones_like(some, bool)
         known = (definition, params, (prefix,), batch)
-        return some, score(*known, some, mask, chunk=some.shape[1])
+        return some, score(*known, some, mask, at_once=Pass(*some.shape[:2]))
 
     probe_slots, probe_scores = scored(probed)
     agreement = rank_correlation(jnp.take_along_axis(guess, probed, axis=1), probe_scores.loss)

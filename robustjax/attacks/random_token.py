@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.attacks import candidates, frame, retokenize
 from robustjax.attacks.frame import BatchRun, Inputs, Pending, Program, Seen
-from robustjax.attacks.objective import score
+from robustjax.attacks.objective import score, tail_width
+from robustjax.attacks.passes import Pass, fitting
 from robustjax.attacks.retokenize import SlotText
 from robustjax.data.tokens import Tokenizer
 from robustjax.runtime.rows import anywhere
@@ -37,7 +38,8 @@ class RandomToken:
         num_iterations: random slots tried for each example.
         num_tokens: tokens drawn for a slot.
         position: where the slot stands, as a fraction of the characters of the modifiable chunk.
-        iterations_per_pass: slots of each example scored in one pass; bounds the memory.
+        iterations_per_pass: most slots of each example that are drawn and scored together; bounds
+            the memory. See ``passes`` for how many examples that is at once.
         untargeted: aim for any wrong class instead of the example's target.
         stop_at_success: try no more slots of an example once one was successful.
     """
@@ -129,6 +131,11 @@ def pass_width(attack: RandomToken) -> int:
     return min(attack.iterations_per_pass, attack.num_iterations)
 
 
+def _pass_of(attack: RandomToken, inputs: Inputs) -> Pass:
+    tail = tail_width(slot_width(attack), inputs.batch)
+    return fitting(inputs.rows, pass_width(attack), tail, inputs.shards)
+
+
 def kept(state: Found) -> Found:
     """What of a state is saved: all."""
     return state
@@ -158,7 +165,7 @@ def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tu
         score(
             *(victim.definition, victim.params, (victim.prefix,), run.batch),
             *(run.put(drawn.slots), run.put(drawn.mask)),
-            chunk=drawn.slots.shape[1],
+            at_once=_pass_of(attack, run.inputs),
         )
     )
     slots, mask, redrawn = (x[:, :count] for x in (drawn.slots, drawn.mask, drawn.redrawn))
@@ -212,7 +219,7 @@ def programs(attack: RandomToken, inputs: Inputs) -> dict[str, Program]:
     shape = (inputs.rows, count, slot_width(attack))
     slots = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
     victim = inputs.victim
-    run_score = functools.partial(score, victim.definition, chunk=count)
+    run_score = functools.partial(score, victim.definition, at_once=_pass_of(attack, inputs))
     return {
         "encode_prefix": frame.prefix_program(victim, inputs.batch),
         "score": Program(run_score, (victim.params, (victim.prefix,), inputs.batch, *slots)),

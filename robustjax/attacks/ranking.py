@@ -25,6 +25,7 @@ from robustjax.attacks.frame import (
     to_bfloat16,
 )
 from robustjax.attacks.objective import encode_prefix, score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.replacements import (
     Part,
     Replacements,
@@ -100,7 +101,7 @@ def rank(
     """
     if attack.probe_size:
         return _rank_by_probe(attack, run, proposed, slots, iteration)
-    chunk = frame.pass_size(attack, attack.num_tokens, run.inputs)
+    at_once = frame.pass_of(attack, attack.num_tokens, run.inputs)
     reader = run.narrow if attack.bf16_scoring else run.inputs.victim
     known = (reader.definition, reader.params)
     calls = {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
@@ -108,7 +109,7 @@ def rank(
     parts = cut(attack, run.inputs)
     mask = run.full_mask(proposed.slots.shape)
     plain = functools.partial(
-        score, *known, (reader.prefix,), run.batch, proposed.slots, mask, chunk=chunk
+        score, *known, (reader.prefix,), run.batch, proposed.slots, mask, at_once=at_once
     )
     if attack.num_replacements > 1:
         scores = plain()
@@ -119,7 +120,7 @@ def rank(
             incumbent = jax.tree.map(to_bfloat16, incumbent)
         scores = score_replacements(
             *(*known, reader.prefix, run.batch, slots, incumbent, proposed),
-            chunk=chunk,
+            at_once=at_once,
             parts=parts,
         )
         valid = _survivors(run, proposed, slots)
@@ -143,7 +144,7 @@ def _rank_by_probe(
     guess = score(
         *(companion.definition, companion.params, (companion.prefix,), run.batch),
         *(proposed.slots, run.full_mask(proposed.slots.shape)),
-        chunk=frame.pass_size(attack, attack.num_tokens, inputs),
+        at_once=frame.pass_of(attack, attack.num_tokens, inputs),
     ).loss
     valid = _survivors(run, proposed, slots)
     some, scores, may_be_chosen = probe.score_some(
@@ -168,14 +169,15 @@ def score_again(run: BatchRun, slots: Int[Array, "B A"]) -> Scores:
     victim = run.inputs.victim
     whole = run.full_mask((slots.shape[0], 1, slots.shape[1]))
     known = (victim.definition, victim.params, (victim.prefix,), run.batch)
-    return score(*known, slots[:, None], whole, chunk=1)
+    return score(*known, slots[:, None], whole, at_once=Pass(slots.shape[0], 1))
 
 
 def cut(attack: Settings, inputs: Inputs) -> tuple[Part, ...]:
     """What the candidates are cut into by their places."""
     top_k = min(attack.top_k, inputs.num_allowed)
     drawn = (attack.num_tokens, top_k, attack.num_candidates)
-    return parts_of(inputs.rows, *drawn, frame.pass_size(attack, attack.num_tokens, inputs))
+    at_once = frame.pass_of(attack, attack.num_tokens, inputs)
+    return parts_of(inputs.rows, *drawn, at_once.candidates)
 
 
 def _extra_prefixes(attack: Settings) -> list[str]:
@@ -190,13 +192,13 @@ def programs(
 ) -> dict[str, Program]:
     """What scores the candidates of a batch, by name; see ``frame.Program``."""
     batch, victim = inputs.batch, inputs.victim
-    chunk = frame.pass_size(attack, attack.num_tokens, inputs)
+    at_once = frame.pass_of(attack, attack.num_tokens, inputs)
     mask = jax.ShapeDtypeStruct(proposed.slots.shape, jnp.bool_)
 
-    def plain(reader: Reader, count: int, chunk: int) -> Program:
+    def plain(reader: Reader, count: int, at_once: Pass) -> Program:
         shape = (inputs.rows, count, attack.num_tokens)
         slots = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
-        function = functools.partial(score, reader.definition, chunk=chunk)
+        function = functools.partial(score, reader.definition, at_once=at_once)
         return Program(function, (reader.params, (reader.prefix,), batch, *slots))
 
     if attack.probe_size:
@@ -213,7 +215,7 @@ def programs(
         to_some = (proposed.slots, guess, survive, number, number)
         return {
             "encode_companion_prefix": prefix_program(inputs.companion, batch),
-            "guess": plain(inputs.companion, attack.num_candidates, chunk),
+            "guess": plain(inputs.companion, attack.num_candidates, at_once),
             "score_some": Program(run_some, (victim.params, victim.prefix, batch, *to_some)),
         }
     found: dict[str, Program] = {}
@@ -222,13 +224,13 @@ def programs(
         reader = _narrow(victim, batch)
         incumbent = jax.eval_shape(lambda tree: jax.tree.map(to_bfloat16, tree), incumbent)
         found["encode_narrow_prefix"] = prefix_program(reader, batch)
-        found["score_again"] = plain(victim, 1, 1)
-    found["score"] = plain(reader, attack.num_candidates, chunk)
+        found["score_again"] = plain(victim, 1, Pass(inputs.rows, 1))
+    found["score"] = plain(reader, attack.num_candidates, at_once)
     if attack.num_replacements == 1:
         run_parts = functools.partial(
             score_replacements,
             reader.definition,
-            chunk=chunk,
+            at_once=at_once,
             parts=cut(attack, inputs),
         )
         current = jax.ShapeDtypeStruct((inputs.rows, attack.num_tokens), jnp.int32)

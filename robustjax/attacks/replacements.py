@@ -20,9 +20,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from robustjax.attacks.objective import PromptBatch, Tail, make_tail
+from robustjax.attacks.passes import Pass, by_examples
 from robustjax.attacks.verdict import Scores, judge
 from robustjax.models import transformer
 from robustjax.models.attention import Stretch
@@ -109,7 +110,7 @@ def defies_the_odds(
     return np.asarray((lowest < starts).any(-1))
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "chunk", "parts"))
+@functools.partial(jax.jit, static_argnames=("definition", "at_once", "parts"))
 def score_replacements(
     definition: Definition,
     params: Params,
@@ -119,25 +120,43 @@ def score_replacements(
     incumbent: Cache,
     proposed: Replacements,
     *,
-    chunk: int,
+    at_once: Pass,
     parts: tuple[Part, ...],
 ) -> Scores:
-    """Scores all candidates, ``chunk`` of each example at a time.
+    """Scores all candidates, pass by pass.
 
     Scores of examples that defy the odds mean nothing.
 
     Args:
         current: the slots that the candidates differ from.
         incumbent: their keys and values, as they stand after ``prefix``.
+        at_once: what makes a pass.
         parts: see ``parts_of``; a single one scores them plainly.
     """
+    of_examples = functools.partial(_final_states, definition, params, at_once.candidates, parts)
+    several = (prefix, batch, current, incumbent.first(parts[-1].start), proposed)
+    hidden = by_examples(of_examples, at_once, *several)
+    return judge(definition, params, hidden, batch.goal)
+
+
+def _final_states(
+    definition: Definition,
+    params: Params,
+    chunk: int,
+    parts: tuple[Part, ...],
+    prefix: Cache,
+    batch: PromptBatch,
+    current: Int[Array, "B A"],
+    incumbent: Cache,
+    proposed: Replacements,
+) -> Float[Array, "B C R D"]:
+    """Final states of all candidates of some examples, ``chunk`` of each at a time."""
     examples, count, _ = proposed.slots.shape
     passes = count // chunk
     unchanged = replaced = None
     if not definition.scanned:
         unchanged, replaced = _first_layer(definition, params, prefix, batch, current, proposed)
     of_a_pass = tuple(Part(rows // passes, start) for rows, start in parts)
-    incumbent = incumbent.first(parts[-1].start)
 
     def one(proposed: Replacements, replaced: Alone | None) -> Array:
         tail, stretches = _end_to_end(prefix, incumbent, batch, proposed.slots, of_a_pass)
@@ -153,12 +172,10 @@ def score_replacements(
         return hidden.reshape(examples, chunk, -1, hidden.shape[-1])
 
     if passes == 1:
-        hidden = one(proposed, replaced)
-    else:
-        split = functools.partial(_dealt, parts=parts, passes=passes)
-        by_pass = jax.lax.map(lambda dealt: one(*dealt), jax.tree.map(split, (proposed, replaced)))
-        hidden = _collected(by_pass, of_a_pass)
-    return judge(definition, params, hidden, batch.goal)
+        return one(proposed, replaced)
+    split = functools.partial(_dealt, parts=parts, passes=passes)
+    by_pass = jax.lax.map(lambda dealt: one(*dealt), jax.tree.map(split, (proposed, replaced)))
+    return _collected(by_pass, of_a_pass)
 
 
 def _dealt(x: Array, parts: tuple[Part, ...], passes: int) -> Array:

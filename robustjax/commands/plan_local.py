@@ -63,7 +63,7 @@ def _flags(config: AttackRunConfig, found: Proposal, devices: int) -> list[str]:
     flags = [f"--config.search.batch_size={devices * found.need.rows}"]
     if found.attack != config.attack:
         flags.append(
-            f"--config.attack.{local.pass_field(found.attack)}={local.pass_size(found.attack)}"
+            f"--config.attack.{local.pass_field(found.attack)}={local.pass_setting(found.attack)}"
         )
     return flags
 
@@ -83,7 +83,7 @@ def _as_json(
         "device": {**memory._asdict(), "count": devices},
         "bucket": {"before": before, "after": after, "goal": goal},
         "batch_size": devices * found.need.rows,
-        local.pass_field(found.attack): local.pass_size(found.attack),
+        local.pass_field(found.attack): local.pass_setting(found.attack),
         "bytes": {
             "peak": found.need.peak,
             "kept": found.need.kept,

@@ -10,6 +10,7 @@ import numpy as np
 from robustjax.attacks import frame, search
 from robustjax.attacks.frame import BatchRun
 from robustjax.attacks.objective import score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.retokenize import SlotText
 from robustjax.attacks.search import SearchConfig
 from robustjax.data.batching import bucket_for
@@ -110,14 +111,14 @@ def ask_language_model(
             prompts.append(prompt)
     for batch in search.plan(prompts, config):
         run = BatchRun(victim, batch, config.batch_size, seed=0)
-        empty = (run.size, 1, 0)
+        empty, at_once = (run.size, 1, 0), Pass(run.size, 1)
         arguments = (
             *(victim.params, (run.prefix,), run.batch),
             *victim.put_examples((np.zeros(empty, np.int32), np.zeros(empty, bool))),
         )
-        scores = score(victim.definition, *arguments, chunk=1)
+        scores = score(victim.definition, *arguments, at_once=at_once)
         reading = frame.prefix_program(run.inputs.victim, run.batch)
-        asking = functools.partial(score, victim.definition, chunk=1)
+        asking = functools.partial(score, victim.definition, at_once=at_once)
         executed = flops.executed_flops(reading.function, *reading.arguments)
         executed += flops.executed_flops(asking, *arguments)
         success, logprobs = (x[:, 0] for x in fetch((scores.success, scores.answer)))

@@ -12,7 +12,7 @@ The key/value cache is an argument and a result. ``encode`` runs tokens for thei
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -102,6 +102,12 @@ class Cache(NamedTuple):
         """The cache of the first ``count`` tokens."""
         keys, values = jax.tree.map(lambda x: x[..., :count, :], (self.keys, self.values))
         return Cache(keys, values, self.mask[..., :count])
+
+    def of_examples(self, take: Callable[[Array, int], Array]) -> "Cache":
+        """The cache of some examples, which a function takes out of an axis of an array."""
+        axis = 0 if isinstance(self.keys, tuple) else 1
+        keys, values = jax.tree.map(lambda x: take(x, axis), (self.keys, self.values))
+        return Cache(keys, values, take(self.mask, 0))
 
     def of_only_row(self) -> "Cache":
         """The cache of a single row, as all rows share it."""

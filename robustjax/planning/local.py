@@ -133,7 +133,7 @@ def propose(
     """Finds the largest batch that fits; a smaller pass only if one example does not fit as it is.
 
     Args:
-        attack: its settings; where they leave the pass open, one that suits a single example.
+        attack: its settings; a pass that they leave open stays so if one example fits.
         case: models and bucket.
         budget: bytes that there are.
         most_rows: examples that there are; more at once are of no use.
@@ -148,15 +148,11 @@ def propose(
 
     @functools.cache
     def found(attack: Attack, rows: int) -> Need:
-        tick(f"{rows} at once, {pass_field(attack)}={pass_size(attack)}")
+        tick(f"{rows} at once, {pass_field(attack)}={pass_setting(attack)}")
         return need(attack, case, rows)
 
-    if not isinstance(attack, RandomToken):
-        inputs = abstract_inputs(case.victim, case.shape, 1, case.companion)
-        chunk = frame.pass_size(attack, module_of(attack).slot_width(attack), inputs)
-        attack = dataclasses.replace(attack, candidate_chunk=chunk)
     while (one := found(attack, 1)).peak > budget:
-        smaller = with_smaller_pass(attack)
+        smaller = with_smaller_pass(_settled(attack, case))
         if smaller is None:
             raise UserError(
                 f"one example alone takes {one.peak / 1e9:.3f} GB, {one.kept / 1e9:.3f} GB "
@@ -177,6 +173,20 @@ def propose(
 def pass_field(attack: Attack) -> str:
     """The setting that says how many slots of an example are scored at once."""
     return "iterations_per_pass" if isinstance(attack, RandomToken) else "candidate_chunk"
+
+
+def pass_setting(attack: Attack) -> int:
+    """The value of this setting; 0 leaves it open."""
+    return int(getattr(attack, pass_field(attack)))
+
+
+def _settled(attack: Attack, case: Case) -> Attack:
+    """With as many candidates in a pass as one example has if the settings leave it open."""
+    if pass_setting(attack) or isinstance(attack, RandomToken):
+        return attack
+    inputs = abstract_inputs(case.victim, case.shape, 1, case.companion)
+    at_once = frame.pass_of(attack, module_of(attack).slot_width(attack), inputs)
+    return dataclasses.replace(attack, candidate_chunk=at_once.candidates)
 
 
 def pass_size(attack: Attack) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from robustjax.attacks.objective import score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.verdict import ANY_OTHER, ClassGoal, TextGoal, judge_classes, judge_text
 from robustjax.models import layers, transformer
 from robustjax.models.layers import Rivalry
@@ -160,4 +161,7 @@ def test_a_chunk_must_divide_the_slots(victim, examples):
     slots = jnp.ones((4, 6, 4), jnp.int32)
 
     with pytest.raises(ValueError, match="chunk 4 does not divide 6"):
-        score(victim.definition, victim.params, (run.prefix,), run.batch, slots, slots > 0, chunk=4)
+        score(
+            *(victim.definition, victim.params, (run.prefix,), run.batch, slots, slots > 0),
+            at_once=Pass(4, 4),
+        )

@@ -8,6 +8,7 @@ from scipy.stats import hypergeom
 
 from robustjax.attacks import gcg, ranking, replacements
 from robustjax.attacks.objective import score
+from robustjax.attacks.passes import Pass
 from robustjax.attacks.replacements import (
     Part,
     choose,
@@ -65,15 +66,16 @@ def test_parts_score_as_the_whole_does(family, head, scanned, tiny_tokenizer):
     _, incumbent, proposed, _ = function(*arguments[:3], state, *arguments[4:6], np.uint32(0))
 
     mask = run.full_mask(proposed.slots.shape)
-    plain = score(*known, (run.prefix,), run.batch, proposed.slots, mask, chunk=16)
-    for chunk in (16, 4, 1):
+    to_plain = (*known, (run.prefix,), run.batch, proposed.slots, mask)
+    plain = score(*to_plain, at_once=Pass(4, 16))
+    for examples, chunk in ((4, 16), (2, 16), (4, 4), (1, 4), (2, 1)):
         attack = dataclasses.replace(ATTACK, candidate_chunk=chunk)
         parts = ranking.cut(attack, run.inputs)
         assert len(parts) == {16: 3, 4: 2, 1: 1}[chunk]
         assert not defies_the_odds(np.asarray(proposed.places), parts).any()
         found = score_replacements(
             *(*known, run.prefix, run.batch, state.slots, incumbent, proposed),
-            chunk=chunk,
+            at_once=Pass(examples, chunk),
             parts=parts,
         )
         assert relative_error(found.loss, plain.loss) < 1e-5

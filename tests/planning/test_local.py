@@ -75,9 +75,12 @@ def test_a_smaller_pass_only_if_one_example_does_not_fit(attack, case, each_case
     assert found.need.peak < whole
 
 
-def test_a_pass_that_is_left_open_is_proposed():
+def test_a_pass_that_is_left_open_stays_open_if_it_fits(each_case_is_compiled_once):
     attack = dataclasses.replace(ATTACKS[2], candidate_chunk=0)
-    assert propose(attack, CLASSIFIER, 1 << 40, 1).attack == ATTACKS[2]
+    assert propose(attack, CLASSIFIER, 1 << 40, 1).attack == attack
+    whole = each_case_is_compiled_once(attack, CLASSIFIER, 1).peak
+    found = propose(attack, CLASSIFIER, whole - 1, 1).attack
+    assert found == dataclasses.replace(attack, candidate_chunk=8)
 
 
 def test_where_nothing_fits():
