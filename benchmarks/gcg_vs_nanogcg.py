@@ -38,7 +38,7 @@ NAME = "gcg_vs_nanogcg"
 POINTS = ("pythia-14m", "pythia-70m", "pythia-160m")
 PREFIX = 200
 ROUNDS = 3
-OUR_STEPS, THEIR_STEPS = 8, 4
+OUR_STEPS, TOGETHER_STEPS, THEIR_STEPS = 8, 3, 4
 
 
 def main() -> None:
@@ -62,18 +62,18 @@ def measure(
         steps: timed iterations of ours and of theirs.
     """
     tokenizer = bench_tokenizer()
-    ours, theirs = (str(count) for count in steps)
     with tempfile.TemporaryDirectory() as scratch:
         cases: dict[str, Callable[[], Figures]] = {}
         for point in points:
             folder = Path(scratch) / point
             write_case(point, folder, PREFIX, tokenizer)
-            us = (sys.executable, "-m", "benchmarks.gcg_ours", str(folder), f"--steps={ours}")
-            them = (nanogcg, "-m", "benchmarks.gcg_nanogcg", str(folder), theirs)
+            ours = (sys.executable, "-m", "benchmarks.gcg_ours", str(folder))
+            us, few = (*ours, f"--steps={steps[0]}"), f"--steps={min(TOGETHER_STEPS, steps[0])}"
+            them = (nanogcg, "-m", "benchmarks.gcg_nanogcg", str(folder), str(steps[1]))
             cases |= {
                 f"{point} ours": functools.partial(run, *us),
                 f"{point} nanogcg": functools.partial(run, *them),
-                f"{point} ours_together": functools.partial(run, *us, f"--batch={TOGETHER}"),
+                f"{point} ours_together": functools.partial(run, *ours, f"--batch={TOGETHER}", few),
                 f"{point} ours_classifier": functools.partial(run, *us, "--classifier"),
             }
         runs = measure_in_turn(cases, rounds)
