@@ -83,6 +83,19 @@ def test_a_pass_that_is_left_open_stays_open_if_it_fits(each_case_is_compiled_on
     assert found == dataclasses.replace(attack, candidate_chunk=8)
 
 
+def test_a_smaller_pass_is_smaller_than_the_open_one(monkeypatch):
+    """Not than all candidates: a text of 600 tokens after the slot leaves room for four."""
+
+    def fits_if_small(attack, case, rows):
+        peak = 100 if 0 < attack.candidate_chunk <= 8 else 1000
+        return Need(rows, peak, {"one": ProgramMemory(0, 0, 0)})
+
+    monkeypatch.setattr(local, "need", fits_if_small)
+    attack = dataclasses.replace(ATTACKS[2], candidate_chunk=0)
+    found = propose(attack, CLASSIFIER._replace(shape=(64, 600, 0)), 900, 1).attack
+    assert found == dataclasses.replace(attack, candidate_chunk=2)
+
+
 def test_where_nothing_fits():
     attack = dataclasses.replace(ATTACKS[2], candidate_chunk=2)
     with pytest.raises(UserError, match=r"one example alone takes .* \(config\.model\.numerics\)"):
