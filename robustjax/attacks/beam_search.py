@@ -110,23 +110,17 @@ def init(attack: BeamSearch, run: BatchRun) -> Beam:
     slots = np.array([prompt.slot for prompt in run.prompts], np.int32)
     members = np.repeat(slots[:, None], attack.beam_width, axis=1)
     victim = run.inputs.victim
-    scores = score(
-        *(victim.definition, victim.params, (victim.prefix,), run.batch),
-        *(run.put(slots[:, None]), run.full_mask((run.size, 1, attack.num_tokens))),
-        at_once=Pass(run.size, 1),
+    scores = run.fetch(
+        score(
+            *(victim.definition, victim.params, (victim.prefix,), run.batch),
+            *(run.put(slots[:, None]), run.full_mask((run.size, 1, attack.num_tokens))),
+            at_once=Pass(run.size, 1),
+        )
     )
     is_member = np.zeros(members.shape[:2], bool)
     is_member[:, 0] = True
-    return first_beam(*run.put((members, is_member)), scores)
-
-
-@jax.jit
-def first_beam(members: Int[Array, "B K A"], is_member: Bool[Array, "B K"], scores: Scores) -> Beam:
-    """The beam before the first iteration."""
-    none = jnp.zeros(len(members), jnp.int32)
-    return Beam(
-        members, is_member, scores.loss[:, 0], scores.success[:, 0], scores.answer[:, 0], none
-    )
+    of_start = (scores.loss[:, 0], scores.success[:, 0], scores.answer[:, 0])
+    return Beam(*run.put((members, is_member, *of_start, np.zeros(len(slots), np.int32))))
 
 
 def iterations_of_step(attack: BeamSearch, iteration: int) -> int:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from robustjax.attacks import candidates
-from robustjax.attacks.objective import PromptBatch, score
-from robustjax.attacks.passes import Pass
+from robustjax.attacks.objective import PromptBatch, score, tail_width
+from robustjax.attacks.passes import fitting
 from robustjax.attacks.verdict import Scores
 from robustjax.models.transformer import Cache, Definition, Params
 
@@ -22,7 +22,7 @@ _STREAM = 0x9B0BE
 """Sets the choice of the probe set apart from the draw of candidates."""
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "probe_size", "num_others"))
+@functools.partial(jax.jit, static_argnames=("definition", "probe_size", "num_others", "shards"))
 def score_some(
     definition: Definition,
     params: Params,
@@ -36,12 +36,14 @@ def score_some(
     *,
     probe_size: int,
     num_others: int,
+    shards: int,
 ) -> tuple[Int[Array, "B S A"], Scores, Bool[Array, "B S"]]:
     """Scores the probe set and the most promising others.
 
     Args:
         guess: the companion's losses.
         valid: candidates that survived the filter.
+        shards: see ``passes.Pass``.
 
     Returns:
         The ``S = probe_size + num_others`` slots, their scores by the victim, and which of them
@@ -55,7 +57,8 @@ def score_some(
         some = jnp.take_along_axis(slots, index[..., None], axis=1)
         mask = jnp.ones_like(some, bool)
         known = (definition, params, (prefix,), batch)
-        return some, score(*known, some, mask, at_once=Pass(*some.shape[:2]))
+        at_once = fitting(*some.shape[:2], tail_width(some.shape[2], batch), shards)
+        return some, score(*known, some, mask, at_once=at_once)
 
     probe_slots, probe_scores = scored(probed)
     agreement = rank_correlation(jnp.take_along_axis(guess, probed, axis=1), probe_scores.loss)

@@ -69,7 +69,7 @@ class Found(NamedTuple):
 
     Attributes:
         is_found: whether there is one yet; if not, the rest means nothing.
-        stuck: examples with a slot that nothing fitted.
+        stuck: examples that came to a slot that nothing fitted before one that broke the victim.
     """
 
     is_found: Bool[np.ndarray, " B"]
@@ -87,13 +87,13 @@ class Drawn(NamedTuple):
         slots: re-tokenised ids.
         mask: true at real ids; a row is empty where nothing fitted or nothing was asked for.
         redrawn: draws that were thrown away for each slot.
-        stuck: examples with a slot that nothing fitted.
+        stuck: slots that nothing fitted.
     """
 
     slots: Int[np.ndarray, "B C W"]
     mask: Bool[np.ndarray, "B C W"]
     redrawn: Int[np.ndarray, "B C"]
-    stuck: Bool[np.ndarray, " B"]
+    stuck: Bool[np.ndarray, "B C"]
 
 
 def slot_width(attack: RandomToken) -> int:
@@ -168,8 +168,10 @@ def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tu
             at_once=_pass_of(attack, run.inputs),
         )
     )
-    slots, mask, redrawn = (x[:, :count] for x in (drawn.slots, drawn.mask, drawn.redrawn))
+    slots, mask, redrawn, stuck = (x[:, :count] for x in drawn)
     loss, success, answer = (x[:, :count] for x in scores)
+    # What comes after a slot that nothing fitted does not count, however much of it is in the pass.
+    success = success & ~np.logical_or.accumulate(stuck, axis=1)
     first = np.where(success.any(1), success.argmax(1), count - 1)
     rows = np.arange(len(first))
     old = state.is_found
@@ -177,13 +179,14 @@ def step(attack: RandomToken, run: BatchRun, state: Found, iteration: int) -> tu
     def first_of(known: np.ndarray, of_pass: np.ndarray) -> np.ndarray:
         return np.where(_like(old, known), known, of_pass[rows, first])
 
+    is_found = old | success.any(1)
     state = Found(
-        is_found=old | success.any(1),
+        is_found=is_found,
         slots=first_of(state.slots, slots),
         mask=first_of(state.mask, mask),
         loss=first_of(state.loss, loss),
         answer=first_of(state.answer, answer),
-        stuck=state.stuck | drawn.stuck,
+        stuck=state.stuck | (stuck.any(1) & ~is_found),
     )
     # From the first success on the record repeats the slot that succeeded.
     repeats = old[:, None] | (state.is_found[:, None] & (np.arange(count) >= first[:, None]))
@@ -259,8 +262,7 @@ def draw_fitting(
         wanted[rows, columns] = ~fits[:, 0]
         attempts += wanted
         wanted &= attempts < _MOST_ATTEMPTS
-    stuck = (attempts >= _MOST_ATTEMPTS).any(1)
-    return Drawn(slots, mask, attempts.astype(np.int64), np.asarray(stuck))
+    return Drawn(slots, mask, attempts.astype(np.int64), attempts >= _MOST_ATTEMPTS)
 
 
 @functools.partial(jax.jit, static_argnames=("width",))

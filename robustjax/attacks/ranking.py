@@ -7,6 +7,7 @@ choose which of them the victim scores.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -29,10 +30,9 @@ from robustjax.attacks.passes import Pass
 from robustjax.attacks.replacements import (
     Part,
     Replacements,
-    choose,
-    defies_the_odds,
     parts_of,
     score_replacements,
+    starts_of,
 )
 from robustjax.attacks.verdict import Scores
 from robustjax.models.transformer import Cache
@@ -106,29 +106,66 @@ def rank(
     known = (reader.definition, reader.params)
     calls = {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
     calls |= {"score_again": np.array(1)} if attack.bf16_scoring else {}
-    parts = cut(attack, run.inputs)
-    mask = run.full_mask(proposed.slots.shape)
-    plain = functools.partial(
-        score, *known, (reader.prefix,), run.batch, proposed.slots, mask, at_once=at_once
-    )
     if attack.num_replacements > 1:
-        scores = plain()
+        mask = run.full_mask(proposed.slots.shape)
+        to_plain = (*known, (reader.prefix,), run.batch, proposed.slots, mask)
+        scores = score(*to_plain, at_once=at_once)
         valid = _survivors(run, proposed, slots)
         calls["score"] = np.array(1)
     else:
         if attack.bf16_scoring:
             incumbent = jax.tree.map(to_bfloat16, incumbent)
-        scores = score_replacements(
-            *(*known, reader.prefix, run.batch, slots, incumbent, proposed),
-            at_once=at_once,
-            parts=parts,
-        )
+        parts = cut(attack, run.inputs)
+
+        def score_parts(proposed: Replacements) -> Scores:
+            arguments = (*known, reader.prefix, run.batch, slots, incumbent, proposed)
+            return score_replacements(*arguments, at_once=at_once, parts=parts)
+
+        scores = score_parts(proposed)
         valid = _survivors(run, proposed, slots)
-        plainly = defies_the_odds(run.fetch(proposed.places), parts)
-        if anywhere(bool(plainly.any()))[0]:
-            scores = choose(run.put(plainly), plain(), scores)
-        calls |= {"score_replacements": np.array(1), "score": plainly.astype(int)}
+        scores, calls["score_replacements"] = _in_time(run, score_parts, proposed, scores, parts)
     return Ranked(proposed.slots, scores, run.put(valid), np.zeros(len(valid), int), calls)
+
+
+def _in_time(
+    run: BatchRun,
+    score_parts: Callable[[Replacements], Scores],
+    proposed: Replacements,
+    scores: Scores,
+    parts: tuple[Part, ...],
+) -> tuple[Scores, Int[np.ndarray, " B"]]:
+    """Scores anew, by the same program, what was run from after its place; on the host.
+
+    Args:
+        score_parts: scores candidates, each as its row is.
+        proposed: the candidates.
+        scores: of them.
+        parts: see ``replacements.parts_of``.
+
+    Returns:
+        The scores, and how often each example needed the program.
+    """
+    starts = starts_of(parts)
+    places = run.fetch(proposed.places)
+    late = places < starts
+    runs = np.ones(len(late), np.int64)
+    if not anywhere(bool(late.any()))[0]:
+        return scores, runs
+    slots = run.fetch(proposed.slots)
+    mended = jax.tree.map(np.array, run.fetch(scores))
+    while anywhere(bool(late.any()))[0]:
+        runs += late.any(-1)
+        order = np.argsort(~late, axis=1, kind="stable")  # to the front, where parts start early
+        example = np.arange(len(order))[:, None]
+        again = run.fetch(
+            score_parts(run.put(Replacements(slots[example, order], places[example, order])))
+        )
+        row, at = np.nonzero(late[example, order] & (places[example, order] >= starts))
+        candidate = order[row, at]
+        for old, new in zip(mended, again, strict=True):
+            old[row, candidate] = new[row, at]
+        late[row, candidate] = False
+    return run.put(mended), runs
 
 
 def _rank_by_probe(
@@ -152,6 +189,7 @@ def _rank_by_probe(
         *(proposed.slots, guess, run.put(valid), inputs.seed, np.uint32(iteration)),
         probe_size=attack.probe_size,
         num_others=attack.num_others,
+        shards=inputs.shards,
     )
     calls = {"guess": np.array(1), "score_some": np.array(1)}
     calls |= {name: np.array(int(iteration == 1)) for name in _extra_prefixes(attack)}
@@ -208,6 +246,7 @@ def programs(
             victim.definition,
             probe_size=attack.probe_size,
             num_others=attack.num_others,
+            shards=inputs.shards,
         )
         guess = jax.ShapeDtypeStruct(mask.shape[:2], jnp.float32)
         survive = jax.ShapeDtypeStruct(mask.shape[:2], jnp.bool_)
@@ -225,8 +264,9 @@ def programs(
         incumbent = jax.eval_shape(lambda tree: jax.tree.map(to_bfloat16, tree), incumbent)
         found["encode_narrow_prefix"] = prefix_program(reader, batch)
         found["score_again"] = plain(victim, 1, Pass(inputs.rows, 1))
-    found["score"] = plain(reader, attack.num_candidates, at_once)
-    if attack.num_replacements == 1:
+    if attack.num_replacements > 1:
+        found["score"] = plain(reader, attack.num_candidates, at_once)
+    else:
         run_parts = functools.partial(
             score_replacements,
             reader.definition,

@@ -4,8 +4,9 @@ Everything before the place is the incumbent's. Candidates are ordered by their 
 parts; the rows of a part attend to the incumbent's keys and values up to its start, before which
 none of them differs, and run only what follows. All parts are laid end to end, so that what a model
 computes of single tokens stays one large product. Where parts begin and start is fixed by the odds
-of a uniform draw, so that program shapes do not depend on what was drawn; an example whose draw
-defies the odds is scored plainly. Either way its result depends on nothing but itself.
+of a uniform draw, so that program shapes do not depend on what was drawn; candidates of a draw that
+defies the odds are scored once more, in parts that start early enough. Either way an example's
+result depends on nothing but itself.
 
 In the first layer, what a block computes of each token by itself is also the incumbent's for all
 tokens but the replaced one (where layers are unrolled, of which there are few: see the registry).
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from robustjax.attacks.objective import PromptBatch, Tail, make_tail
 from robustjax.attacks.passes import Pass, by_examples
@@ -33,7 +34,7 @@ from robustjax.models.transformer import Cache, Definition, Params
 _MOST_PARTS = 10
 """More parts save little more, and the attention of each is compiled."""
 _ODDS = 1e-3
-"""Of one part's start being too late for any example of a batch, which costs a plain pass of it."""
+"""Of one part's start being too late for any example of a batch, which is then scored twice."""
 
 
 class Replacements(NamedTuple):
@@ -101,13 +102,10 @@ def _odds_of_more(pool: int, marked: int, drawn: int) -> list[float]:
     return [number / math.comb(pool, drawn) for number in reversed(list(more))]
 
 
-def defies_the_odds(
-    places: Int[np.ndarray, "B C"], parts: Sequence[Part]
-) -> Bool[np.ndarray, " B"]:
-    """Examples with a candidate in a part that starts after its place: to be scored plainly."""
+def starts_of(parts: Sequence[Part]) -> Int[np.ndarray, " C"]:
+    """The slot position from which on each row is run."""
     rows, starts = np.array(parts).T
-    lowest = places[:, np.cumsum(rows) - rows]  # of each part
-    return np.asarray((lowest < starts).any(-1))
+    return np.asarray(np.repeat(starts, rows))
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "at_once", "parts"))
@@ -125,7 +123,7 @@ def score_replacements(
 ) -> Scores:
     """Scores all candidates, pass by pass.
 
-    Scores of examples that defy the odds mean nothing.
+    The score of a candidate whose row is run from after its place means nothing; see ``starts_of``.
 
     Args:
         current: the slots that the candidates differ from.
@@ -265,13 +263,3 @@ def _known_of(
         return jnp.concatenate(found, axis=2)
 
     return jax.tree.map(pick, unchanged, replaced)
-
-
-@jax.jit
-def choose(plainly: Bool[Array, " B"], plain: Scores, by_parts: Scores) -> Scores:
-    """For each example the one or the other."""
-
-    def pick(one: Array, other: Array) -> Array:
-        return jnp.where(plainly.reshape(plainly.shape + (1,) * (one.ndim - 1)), one, other)
-
-    return jax.tree.map(pick, plain, by_parts)

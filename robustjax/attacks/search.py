@@ -235,7 +235,19 @@ def prompt_of(
 
 
 def plan(prompts: Sequence[Prompt], config: SearchConfig) -> list[PlannedBatch]:
-    """Groups prompts into batches of one bucket each, smallest bucket first."""
+    """Groups prompts into batches of one bucket each, smallest bucket first.
+
+    Raises:
+        UserError: a prompt that no bucket is wide enough for.
+    """
+    for prompt in prompts:
+        around = prompt.surrounding
+        longest = max(map(len, (around.before_ids, around.after_ids, prompt.goal_ids)))
+        if longest > config.edges[-1]:
+            raise UserError(
+                f"edges={config.edges}: example {prompt.example.example_id} has a part of "
+                f"{longest} tokens; add a bucket as wide"
+            )
     buckets: dict[Shape, list[Prompt]] = {}
     for prompt in prompts:
         buckets.setdefault(bucket_of(prompt, config), []).append(prompt)
@@ -267,7 +279,9 @@ def _tail_width(length: int, edges: tuple[int, ...]) -> int:
 
     What follows the slot is recomputed for every candidate, so padding it is expensive.
     """
-    return max(length, 1) if length <= 8 else bucket_for(length, (12, 16, 24, *edges))
+    return (
+        max(length, 1) if length <= 8 else bucket_for(length, tuple(sorted({12, 16, 24, *edges})))
+    )
 
 
 def run_batches(

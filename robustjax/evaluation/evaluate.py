@@ -24,7 +24,7 @@ from robustjax.attacks.search import Attack, PlannedBatch, SearchConfig
 from robustjax.attacks.verdict import ANY_OTHER
 from robustjax.data.prompts import ChunkKind, Example
 from robustjax.errors import UserError
-from robustjax.evaluation import flops, records
+from robustjax.evaluation import flops, records, same_search
 from robustjax.evaluation.answers import Answer, clean_answers
 from robustjax.evaluation.records import AttackRecord, IterationRecord
 from robustjax.models.victim import Victim
@@ -100,9 +100,9 @@ def attack_examples(
         only_correct: attack only examples that the victim answers correctly (evaluation); otherwise
             all of them (adversarial training).
         max_attacked: stop taking examples once this many are attacked; the rest leave no record.
-        path: ``attack_records.jsonl`` to append to. What it holds already is not done again; of
-            the batch that an interruption left, no iteration that stands in ``attack_state.npz``
-            beside it.
+        path: ``attack_records.jsonl`` to append to. What it holds already of the same search (see
+            ``same_search``) is not done again; of the batch that an interruption left, no iteration
+            that stands in ``attack_state.npz`` beside it.
         label: name on the progress line.
         companion: a smaller model of the victim's family, for attacks that ask one; others do not.
         save_seconds: how often that state is saved, at most.
@@ -137,8 +137,13 @@ def attack_examples(
             reason = failures.get(example.example_id) or answer.failure
             idle.append(_blank_record(example, answer, reason, attack, seed))
     batches = search.plan(prompts, config)
+    key = ""
+    if path is not None:
+        key = same_search.fingerprint(
+            victim, companion, examples, chunk_kinds, attack, seed, config
+        )
     done, whole = distributed.from_primary(
-        lambda: _resume(path, idle, batches, attack, seed),
+        lambda: _resume(path, key, idle, batches, attack),
         "the records so far",
         plain=lambda found: (records.lines_of(found[0]), found[1]),
         back=lambda sent: (records.of_lines(sent[0]), sent[1]),
@@ -252,30 +257,21 @@ class ExecutedCost:
 
 def _resume(
     path: str | os.PathLike[str] | None,
+    key: str,
     idle: list[AttackRecord],
     batches: list[PlannedBatch],
     attack: Attack,
-    seed: int,
 ) -> tuple[list[AttackRecord], int]:
     """Keeps the batches that are recorded whole, and returns how many these are."""
     if path is None:
         return list(idle), 0
+    same_search.claim(Path(path), key)
     known = {record.example_id: record for record in records.read_complete_records(path)}
-    expected = {record.example_id for record in idle} | {
-        prompt.example.example_id for batch in batches for prompt in batch.prompts
-    }
     for record in known.values():
-        same = (record.seed, record.position, record.attack, record.variant) == (
-            *(seed, attack.position),
-            *(attack.name, attack.variant),
-        )
-        finished = len(record.iterations) in (0, attack.num_iterations)
-        if record.example_id not in expected or not same or not finished:
+        if len(record.iterations) not in (0, attack.num_iterations):
             raise UserError(
-                f"{os.fspath(path)} holds records of another attack (example_id "
-                f"{record.example_id}, {record.attack}, seed {record.seed}, position "
-                f"{record.position}, "
-                f"{len(record.iterations)} iterations); give another path or delete it"
+                f"{os.fspath(path)} is damaged: example_id {record.example_id} has "
+                f"{len(record.iterations)} of {attack.num_iterations} iterations; delete it"
             )
     done, whole = list(idle), 0
     for batch in batches:

@@ -19,8 +19,8 @@ from robustjax.runtime.mesh import AxisRules, named_sharding, replicated, tree_s
 from robustjax.runtime.progress import Progress
 from robustjax.runtime.rows import fetch, lay_out, put
 
-BUCKET_EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-"""Widths that token rows are padded to: few shapes, hence few compilations."""
+BUCKET_EDGES = tuple(1 << power for power in range(5, 18))
+"""Widths that token rows are padded to, 32 to 131,072: few shapes, hence few compilations."""
 _PATIENCE_SECONDS = 3.0
 """How long scoring may take before it shows its progress."""
 

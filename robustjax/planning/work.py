@@ -53,8 +53,6 @@ class Work(NamedTuple):
 def usual_programs(attack: Attack, inputs: Inputs) -> tuple[dict[str, Program], dict[str, Program]]:
     """What a search runs once on a batch, and what in each of its steps, by name."""
     programs = module_of(attack).programs(attack, inputs)
-    if "score_replacements" in programs:  # which the plain one only stands in for now and then
-        del programs["score"]
     once = {
         name: one
         for name, one in programs.items()

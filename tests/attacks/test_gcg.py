@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from robustjax.attacks import gcg
+from robustjax.attacks import gcg, replacements
+from robustjax.attacks.beam_search import BeamSearch
 from robustjax.attacks.frame import BatchRun
 from robustjax.attacks.gcg import GCG
-from robustjax.attacks.search import SearchConfig, plan, prepare, run_batches
+from robustjax.attacks.search import SearchConfig, bucket_shape, plan, prepare, run_batches
 from robustjax.errors import UserError
 from robustjax.evaluation.evaluate import attack_examples
 from robustjax.runtime import compilation
@@ -33,6 +34,8 @@ from tests.attacks.tiny import (
     make_victim,
     starts_of,
 )
+
+BEAM_SEARCH = BeamSearch(num_iterations=3, num_tokens=4, num_candidates=16, beam_width=3)
 
 
 def assert_all_follow(victim, examples, attack, kinds=INSERT, seed=0, config=CONFIG, replay=None):
@@ -193,11 +196,22 @@ def test_algorithmic_flops_count_survivors_and_real_tokens(victim, examples):
     )
 
 
-def test_nothing_is_compiled_after_the_first_iteration(tiny_tokenizer):
-    """At most five programs a bucket, each compiled once."""
-    victim = make_victim(tiny_tokenizer, context=511)  # a definition of its own: nothing is cached
+@pytest.mark.parametrize(
+    ("attack", "odds"),
+    [(ATTACK, 1e-3), (dataclasses.replace(ATTACK, top_k=9), 0.5), (BEAM_SEARCH, 1e-3)],
+    ids=["gcg", "gcg-late", "beam_search"],
+)
+def test_nothing_is_compiled_after_the_first_iteration(
+    tiny_tokenizer, monkeypatch, request, attack, odds
+):
+    """At most five programs a bucket, each compiled once, also where draws defy the odds."""
+    monkeypatch.setattr(replacements, "_ODDS", odds)
+    replacements.parts_of.cache_clear()
+    request.addfinalizer(replacements.parts_of.cache_clear)
+    # A definition of its own: nothing is cached.
+    victim = make_victim(tiny_tokenizer, context=511 - len(request.node.name))
     examples = make_examples(victim)
-    prompts, _ = prepare(victim, examples, INSERT, ATTACK, 0)
+    prompts, _ = prepare(victim, examples, INSERT, attack, 0)
     first, second, *_ = plan(prompts, CONFIG)
     assert first.shape == second.shape
     compiled, traced = [], []
@@ -215,13 +229,17 @@ def test_nothing_is_compiled_after_the_first_iteration(tiny_tokenizer):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        list(run_batches(victim, [first, second], ATTACK, 0, CONFIG, tick))
+        done = list(run_batches(victim, [first, second], attack, 0, CONFIG, tick))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
-    assert {"encode_prefix", "propose", "score_replacements"} <= set(traced)
+    expected = {"propose", "score_replacements"} if attack.name == "gcg" else {"draw", "score"}
+    assert {"encode_prefix", *expected} <= set(traced)
     assert counts[0][0] <= 5, compiled
-    assert len(counts) == 2 * ATTACK.num_iterations
+    assert len(counts) == 2 * attack.num_iterations
+    if attack.name == "gcg":
+        runs = np.concatenate([seen.calls["score_replacements"] for _, _, (seen, _) in done])
+        assert (runs.max() > 1) == (odds == 0.5)
     assert len(set(counts)) == 1, (compiled, traced)
 
 
@@ -300,3 +318,18 @@ def test_search_config_is_checked():
         SearchConfig(batch_size=0)
     with pytest.raises(UserError, match="edges"):
         SearchConfig(edges=(64, 32))
+
+
+@pytest.mark.parametrize("first", [1, 12, 16, 20, 24, 128])
+def test_a_tail_fits_its_bucket_whatever_the_first_edge(first):
+    config = SearchConfig(edges=(first, 512))
+    for length in range(1, 513):
+        _, after, goal = bucket_shape(1, length, length, config)
+        assert after == goal >= length and (after == length or length > 8)
+        assert after in {length, 12, 16, 24, first, 512}
+
+
+def test_a_prompt_that_no_bucket_is_wide_enough_for_is_named(victim, examples):
+    config = dataclasses.replace(CONFIG, edges=(4,))
+    with pytest.raises(UserError, match=r"edges=\(4,\): example \d+ has a part of \d+ tokens"):
+        attack_examples(victim, examples[:2], INSERT, ATTACK, config=config)

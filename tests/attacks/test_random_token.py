@@ -117,6 +117,47 @@ def test_no_slot_holds_a_special_id():
     assert not drawn.stuck.any()
 
 
+@pytest.mark.parametrize("per_pass", [24, 5])
+@pytest.mark.parametrize("stop_at_success", [False, True])
+def test_a_slot_that_nothing_fits_matters_before_a_success_only(
+    tiny_tokenizer, monkeypatch, per_pass, stop_at_success
+):
+    attack = dataclasses.replace(
+        ATTACK, iterations_per_pass=per_pass, stop_at_success=stop_at_success
+    )
+    victim = make_victim(tiny_tokenizer, classes=3, weights=3.0)
+    examples = make_examples(victim)
+    for seed in range(20):  # until an example is broken in the middle
+        expected = attack_all(victim, examples, attack, seed=seed)
+        first = {
+            one: next((i for i, step in enumerate(record.iterations, 1) if step.success), 0)
+            for one, record in expected.items()
+        }
+        chosen = max(first, key=lambda one: first[one] % ATTACK.num_iterations)
+        if first[chosen] > 1:
+            break
+    assert 1 < first[chosen] < ATTACK.num_iterations
+    fitting = random_token.draw_fitting
+
+    def without(iteration):
+        def draw(attack, run, iterations, given_up):
+            drawn = fitting(attack, run, iterations, given_up)
+            rows = [prompt.example.example_id == chosen for prompt in run.prompts]
+            stuck = np.array(rows)[:, None] & (iterations == iteration)[None]
+            return drawn._replace(stuck=stuck)
+
+        monkeypatch.setattr(random_token, "draw_fitting", draw)
+        return attack_all(victim, examples, attack, seed=seed)
+
+    assert without(first[chosen] + 1) == expected
+    assert without(first[chosen] - 1)[chosen].failure.startswith("no random slot of")
+    lost = without(first[chosen])
+    assert lost[chosen].failure.startswith("no random slot of")
+    assert {one: lost[one] for one in first if one != chosen} == {
+        one: expected[one] for one in first if one != chosen
+    }
+
+
 def test_draws_do_not_depend_on_the_place_in_the_batch(victim, examples):
     slots, thrown_away = plain_random_token(victim, examples[2], INSERT, ATTACK, 0)
     for members in (examples[:4], examples[2:3], examples[3:1:-1]):

@@ -11,11 +11,12 @@ from robustjax.attacks.objective import score
 from robustjax.attacks.passes import Pass
 from robustjax.attacks.replacements import (
     Part,
-    choose,
-    defies_the_odds,
+    Replacements,
     parts_of,
     score_replacements,
+    starts_of,
 )
+from robustjax.attacks.verdict import Scores
 from tests.attacks.reference import assert_follows_gcg
 from tests.attacks.tiny import ATTACK, INSERT, attack_all, make_examples, make_run, make_victim
 from tests.models.tiny import CONFIGS, relative_error
@@ -44,7 +45,7 @@ def test_parts_seldom_start_too_late_and_begin_as_early_as_they_may(
     rng = np.random.default_rng(0)
     places = np.repeat(np.arange(tokens), top_k)
     draws = np.sort([rng.choice(places, count, replace=False) for _ in range(2000)], axis=1)
-    assert defies_the_odds(draws, parts).mean() <= 1e-2 / examples
+    assert (draws < starts_of(parts)).any(-1).mean() <= 1e-2 / examples
 
 
 def test_a_single_candidate_a_pass_is_scored_plainly():
@@ -72,7 +73,7 @@ def test_parts_score_as_the_whole_does(family, head, scanned, tiny_tokenizer):
         attack = dataclasses.replace(ATTACK, candidate_chunk=chunk)
         parts = ranking.cut(attack, run.inputs)
         assert len(parts) == {16: 3, 4: 2, 1: 1}[chunk]
-        assert not defies_the_odds(np.asarray(proposed.places), parts).any()
+        assert (np.asarray(proposed.places) >= starts_of(parts)).all()
         found = score_replacements(
             *(*known, run.prefix, run.batch, state.slots, incumbent, proposed),
             at_once=Pass(examples, chunk),
@@ -92,19 +93,22 @@ def late_starts(monkeypatch):
     parts_of.cache_clear()
 
 
-def test_an_example_that_defies_the_odds_is_scored_plainly(victim, examples, late_starts):
+def test_what_defies_the_odds_is_scored_again_by_the_same_program(victim, examples, late_starts):
     attack = dataclasses.replace(ATTACK, num_iterations=4, top_k=9)
-    defied = []
+    runs = []
 
-    def seen(places, parts):
-        defied.extend(defies_the_odds(places, parts))
-        return defies_the_odds(places, parts)
+    def seen(*arguments):
+        scores, count = in_time(*arguments)
+        runs.extend(count)
+        return scores, count
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "defies_the_odds", seen)
+        in_time = ranking._in_time
+        patch.setattr(ranking, "_in_time", seen)
         found = attack_all(victim, examples[:4], attack, seed=1)
-    assert {True, False} <= set(map(bool, defied))
+    assert {1, 2} <= set(map(int, runs))
     run = make_run(victim, examples[:4], attack, seed=1)
+    assert "score" not in gcg.programs(attack, run.inputs)
     for prompt in run.prompts:
         record = found[prompt.example.example_id]
         assert_follows_gcg(victim, prompt.example, INSERT, attack, 1, record, prompt.slot)
@@ -118,11 +122,29 @@ def test_whether_others_defy_the_odds_changes_no_bit(victim, examples, late_star
         assert alone[example.example_id] == together[example.example_id]
 
 
-def test_choosing_is_by_example():
-    one, other = (
-        replacements.Scores(*(np.full(shape, value) for shape in ((2, 3), (2, 3), (2, 3, 5))))
-        for value in (1.0, 2.0)
+def test_however_many_are_late_each_is_scored_where_it_stands_early_enough(victim, examples):
+    """A stand-in program tells of each row which candidate it saw and whether it was in time."""
+    parts = (Part(2, 0), Part(3, 1), Part(3, 3))
+    starts = starts_of(parts)
+    assert starts.tolist() == [0, 0, 1, 1, 1, 3, 3, 3]
+    places = np.array(
+        [[0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 2, 2, 3, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3]]
     )
-    chosen = choose(np.array([True, False]), one, other)
-    for array in chosen:
-        assert (np.asarray(array)[0] == 1).all() and (np.asarray(array)[1] == 2).all()
+    places = np.concatenate([places, places[:1]])  # as many rows as the batch has
+    number = np.arange(places.size, dtype=np.int32).reshape(places.shape)
+    run = make_run(victim, examples[:4], ATTACK)
+    passes = []
+
+    def score_parts(proposed):
+        seen, where = run.fetch(tuple(proposed))
+        passes.append(seen)
+        loss = np.where(where < starts, np.nan, seen[..., 0]).astype(np.float32)
+        return Scores(*run.put((loss, where >= starts, seen.astype(np.float32))))
+
+    proposed = Replacements(*run.put((number[..., None], places.astype(np.int32))))
+    scores, runs = ranking._in_time(run, score_parts, proposed, score_parts(proposed), parts)
+
+    np.testing.assert_array_equal(run.fetch(scores.loss), number)
+    np.testing.assert_array_equal(run.fetch(scores.answer)[..., 0], number)
+    assert run.fetch(scores.success).all()
+    assert runs.tolist() == [4, 1, 2, 4] and len(passes) == 4

@@ -15,6 +15,7 @@ from robustjax.attacks.beam_search import BeamSearch
 from robustjax.attacks.beast import BEAST
 from robustjax.attacks.gcg import GCG
 from robustjax.attacks.random_token import RandomToken
+from robustjax.data.prompts import ChunkKind
 from robustjax.errors import UserError
 from robustjax.evaluation import evaluate
 from robustjax.evaluation.evaluate import attack_examples
@@ -224,16 +225,49 @@ def test_records_of_another_attack_are_not_taken_over(victim, examples, tmp_path
     path = tmp_path / "records.jsonl"
     run(victim, examples[:2], ATTACK, path=path)
     before = path.read_bytes()
-
-    for attack, members, seed in (
-        (ATTACK, examples[:2], 1),
-        (dataclasses.replace(ATTACK, num_iterations=2), examples[:2], 0),
-        (dataclasses.replace(ATTACK, position=0.5), examples[:2], 0),
-        (ATTACK, examples[1:3], 0),
-    ):
+    longer = dataclasses.replace(examples[0], content=(examples[0].content[0] + " indeed",))
+    relabelled = dataclasses.replace(examples[0], label=1 - examples[0].label)
+    weights = jax.tree.map(np.copy, victim.params)
+    weights["final_norm"]["bias"][0] += 1e-6
+    others = {
+        "seed": {"seed": 1},
+        "iterations": {"attack": dataclasses.replace(ATTACK, num_iterations=2)},
+        "position": {"attack": dataclasses.replace(ATTACK, position=0.5)},
+        "candidates": {"attack": dataclasses.replace(ATTACK, num_candidates=8)},
+        "examples": {"members": examples[1:3]},
+        "text": {"members": [longer, examples[1]]},
+        "label": {"members": [relabelled, examples[1]]},
+        "kinds": {"kinds": (INSERT[0], ChunkKind.OVERWRITABLE, INSERT[2])},
+        "victim": {"victim": dataclasses.replace(victim, params=weights)},
+        "batches": {"config": dataclasses.replace(CONFIG, batch_size=3)},
+    }
+    usual = {"victim": victim, "members": examples[:2], "attack": ATTACK, "kinds": INSERT}
+    for name, other in others.items():
+        changed = usual | {"seed": 0, "config": CONFIG} | other
         with pytest.raises(UserError, match="records of another attack"):
-            run(victim, members, attack, seed=seed, path=path)
-        assert path.read_bytes() == before
+            attack_examples(
+                *(changed[one] for one in ("victim", "members", "kinds", "attack")),
+                seed=changed["seed"],
+                config=changed["config"],
+                path=path,
+            )
+        assert path.read_bytes() == before, name
+
+
+def test_records_without_the_fingerprint_of_their_search_are_left_alone(victim, examples, tmp_path):
+    path = tmp_path / "records.jsonl"
+    expected = run(victim, examples[:2], ATTACK, path=path)
+    before = path.read_bytes()
+    beside = tmp_path / "records.search.json"
+    key = beside.read_bytes()
+    beside.unlink()
+
+    with pytest.raises(UserError, match=r"records\.search\.json, which says of what search"):
+        run(victim, examples[:2], ATTACK, path=path)
+    assert path.read_bytes() == before and not beside.exists()
+
+    beside.write_bytes(key)
+    assert run(victim, examples[:2], ATTACK, path=path) == expected
 
 
 def test_wrong_answers_are_not_attacked_unless_wanted(victim, examples):

@@ -7,15 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from robustjax.attacks import search
 from robustjax.attacks.beam_search import BeamSearch
 from robustjax.attacks.beast import BEAST
 from robustjax.attacks.random_token import RandomToken
 from robustjax.attacks.saved_search import SavedSearch, weight_sums
 from robustjax.attacks.search import SearchConfig
-from robustjax.evaluation import evaluate
 from robustjax.evaluation.evaluate import attack_examples
 from tests.attacks.tiny import ATTACK, INSERT, make_examples, make_victim
+from tests.evaluation.interrupted import Interrupted
 
 ATTACKS = {
     "gcg": ATTACK,
@@ -29,7 +28,7 @@ EACH_ATTACK = pytest.mark.parametrize("name", sorted(ATTACKS))
 
 @pytest.fixture(scope="module")
 def models(tiny_tokenizer):
-    """A victim and a language model to sample from, compiled with all optimisations."""
+    """A victim and a language model to sample from, with all of jax's own optimisations."""
     victim = make_victim(tiny_tokenizer, width=24)
     return victim, make_victim(tiny_tokenizer, width=24, head="lm")
 
@@ -64,35 +63,6 @@ def run(models, examples, attack, path=None, seed=0):
     )[0]
 
 
-class Interrupted:
-    """Runs an attack until a number of steps is done and saved; counts the steps of all runs."""
-
-    def __init__(self, monkeypatch, attack):
-        self.left, self.before, self.steps = None, 0, []
-        module, ticker = search.module_of(attack), evaluate._Ticker
-        step, tick = module.step, ticker.__call__
-
-        def counted(attack, run, state, iteration):
-            self.steps.append((run.prompts[0].example.example_id, iteration))
-            return step(attack, run, state, iteration)
-
-        def one_less(ticker, batch, iterations):
-            tick(ticker, batch, iterations)
-            if self.left is not None and len(self.steps) > self.before:
-                self.left -= 1
-                if self.left == 0:
-                    raise KeyboardInterrupt
-
-        monkeypatch.setattr(module, "step", counted)
-        monkeypatch.setattr(ticker, "__call__", one_less)
-
-    def after(self, count, go):
-        self.left, self.before = count, len(self.steps)
-        with pytest.raises(KeyboardInterrupt):
-            go()
-        self.left = None
-
-
 @pytest.mark.parametrize("stop_at_success", [False, True], ids=["all", "stop"])
 @EACH_ATTACK
 def test_it_goes_on_at_the_iteration_and_ends_with_the_same_bits(
@@ -117,7 +87,8 @@ def test_it_goes_on_at_the_iteration_and_ends_with_the_same_bits(
         assert path.read_bytes() == expected
         assert interrupted.steps == steps, "an iteration was done twice, or not at all"
         assert not state.exists()
-        assert [one.name for one in path.parent.iterdir()] == ["attack_records.jsonl"]
+        left = {one.name for one in path.parent.iterdir()}
+        assert left == {"attack_records.jsonl", "attack_records.search.json"}
 
 
 @EACH_ATTACK
