@@ -57,7 +57,8 @@ def score_some(
         some = jnp.take_along_axis(slots, index[..., None], axis=1)
         mask = jnp.ones_like(some, bool)
         known = (definition, params, (prefix,), batch)
-        at_once = fitting(*some.shape[:2], tail_width(some.shape[2], batch), shards)
+        examples, each, width = some.shape
+        at_once = fitting(examples, each, tail_width(width, batch), shards)
         return some, score(*known, some, mask, at_once=at_once)
 
     probe_slots, probe_scores = scored(probed)
