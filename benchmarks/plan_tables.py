@@ -9,7 +9,9 @@ Results = dict[str, Any]
 
 NUM_CANDIDATES = 128
 PAYS = 0.5
-"""Adding chips pays as long as twice as many save at least this share of what they could."""
+"""A doubling pays if it makes an iteration faster by at least this share of what it could: twice as
+many chips at least 1.5 times as fast. Adding chips pays up to the last doubling that does, even if
+one before it does not."""
 
 
 def points_table(results: Results) -> list[str]:

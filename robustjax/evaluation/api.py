@@ -60,7 +60,8 @@ def run_attack(
         chunk_kinds: what may be attacked. By default the attack is inserted into the last content
             chunk.
         config: how the search is cut into programs; by default batches of 16 examples, or of all if
-            there are fewer.
+            there are fewer. So calls with different numbers of examples below 16 agree within the
+            tolerance, not bit for bit; `SearchConfig(batch_size=...)` makes the bits the same.
         path: a file of records to write; the same call continues it after an interruption.
         companion: another model of the victim's family, for attacks that ask one: `BEAST` a
             language model, `GCG` with `probe_size` a smaller classifier of the same classes.

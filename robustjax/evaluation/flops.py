@@ -7,6 +7,11 @@ counted.
 *Executed*: the dot products of the programs that ran, read from their jaxprs; a scan's body counts
 as often as it runs; attention included; padding and filtered candidates included, because they ran.
 A program that is split over devices or processes is counted whole, wherever it is counted.
+
+A record is charged one row's share of the programs that its own example needed, so that its count
+does not depend on what shares the batch. What else a batch ran is charged to no record: rows that
+only fill up a last batch, examples that were broken already, the others where one is scored
+plainly. Where there are such rows, the sum over records is less than what ran.
 """
 
 import math
