@@ -10,8 +10,8 @@ A program that is split over devices or processes is counted whole, wherever it 
 
 A record is charged one row's share of the programs that its own example needed, so that its count
 does not depend on what shares the batch. What else a batch ran is charged to no record: rows that
-only fill up a last batch, examples that were broken already, the others where one is scored
-plainly. Where there are such rows, the sum over records is less than what ran.
+only fill up a last batch, examples that were broken already, the others where one is scored twice.
+Where there are such rows, the sum over records is less than what ran.
 """
 
 import math
