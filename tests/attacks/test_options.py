@@ -338,6 +338,7 @@ def test_the_rule_of_probe_sampling(victim, examples, companion):
             *(run.seed, np.uint32(iteration)),
             probe_size=6,
             num_others=8,
+            shards=1,
         )
         assert some.shape == (4, 14, 4)
         for row, example in enumerate(examples[:4]):
