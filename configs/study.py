@@ -7,8 +7,8 @@ with GCG for 128 iterations after ten rounds (geometrically spaced), at the end 
 inside it, and after the last round at its beginning. With `sampler`, a language model of the
 family, BEAST is run as well: sampler=pythia-14m. --dry_run tells what it takes.
 
-Batches, number formats and mesh are those of the point's row in configs/points.py; the last two,
-which all stages share, are those of training.
+Batches, number formats and meshes are those of the point's row in configs/points.py: trained models
+have one layout, and those that are attacked when training is over another.
 
 The whole study is a sweep over this config, a job for each model, task, training attack and seed:
 
@@ -141,4 +141,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     if row:
         config.mesh = slice_settings(row, is_trained=True)["mesh"]
+        # Left open where they are those of training: one override is then enough for both.
+        if (attack_mesh := slice_settings(row)["mesh"]) != config.mesh.to_dict():
+            config.attack_mesh = attack_mesh
+        if row["numerics"] != row["train_numerics"]:
+            config.points[args["point"]].attack_numerics = row["numerics"]
     return filled(StudyConfig, config.to_dict())

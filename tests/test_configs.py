@@ -78,7 +78,8 @@ def test_every_field_of_a_study_is_there_to_be_overridden(name):
 
 def overridden(name, *flags):
     config = f"--config={ROOT / 'configs' / name}"
-    return build(StudyConfig, parse_config_and_workdir([config, *flags, "--workdir=w"])[0], "config")
+    values, _ = parse_config_and_workdir([config, *flags, "--workdir=w"])
+    return build(StudyConfig, values, "config")
 
 
 def test_fields_that_a_config_leaves_alone_can_be_overridden():
@@ -287,7 +288,11 @@ def test_a_study_of_a_published_point_runs_as_its_row_says(point):
     study = build_study("study", f"point={point}")
     settings = study.points[point]
     assert study.mesh == MeshConfig(-1, row["fsdp"], row["train_tensor"])
+    assert (study.attack_mesh or study.mesh) == MeshConfig(-1, 1, row["tensor"])
     assert settings.numerics == Numerics(**row["train_numerics"])
+    assert (settings.attack_numerics or settings.numerics) == Numerics(**row["numerics"])
+    # One override is enough where there is one layout.
+    assert study.attack_mesh != study.mesh and settings.attack_numerics != settings.numerics
     assert settings.remat == row["remat"]
     runs = settings.advtrain
     for train in (settings.finetune.train, *(run.train for run in runs.values())):
@@ -301,14 +306,19 @@ def test_a_study_of_a_published_point_runs_as_its_row_says(point):
 def test_a_study_of_pythia_12b_is_split_over_its_slice_and_computes_in_bfloat16():
     study = build_study("study", "point=pythia-12b,task=imdb,attack=gcg,seed=0,seeds=1")
     assert study.mesh == MeshConfig(data=-1, fsdp=4, tensor=4)
-    numerics = study.points["pythia-12b"].numerics
-    assert (numerics.param_dtype, numerics.compute_dtype) == ("float32", "bfloat16")
-    assert numerics.matmul_precision == "default"
+    assert study.attack_mesh == MeshConfig(data=-1, fsdp=1, tensor=4)
+    trained = study.points["pythia-12b"].numerics
+    attacked = study.points["pythia-12b"].attack_numerics
+    assert (trained.param_dtype, attacked.param_dtype) == ("float32", "bfloat16")
+    assert trained.compute_dtype == attacked.compute_dtype == "bfloat16"
+    assert trained.matmul_precision == "default"
 
 
 def test_a_study_of_a_model_without_a_row_is_for_one_device():
     study = build_study("study", "point=nano-27k,task=word_length")
-    assert study.mesh == MeshConfig() and study.points["nano-27k"].numerics == Numerics()
+    settings = study.points["nano-27k"]
+    assert (study.mesh, study.attack_mesh) == (MeshConfig(), None)
+    assert (settings.numerics, settings.attack_numerics) == (Numerics(), None)
 
 
 def test_every_published_point_has_a_row():
