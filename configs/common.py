@@ -77,13 +77,13 @@ def train_settings(row: dict, edges: tuple[int, ...], *, schedule: str, warmup_s
 
 def filled(settings: type, values: Mapping[str, Any]) -> ConfigDict:
     """A config for a settings class with every field in it, so that each can be overridden."""
-    from robustjax.settings import build, describe  # here: a study's config needs no jax
+    from robustjax.settings import build, describe  # here: a sweep is listed without jax
 
     return _with_placeholders(describe(build(settings, values, "config")))
 
 
 def _with_placeholders(values: Mapping[str, Any]) -> ConfigDict:
-    config = ConfigDict()
+    config = ConfigDict(allow_dotted_keys=True)  # as in pythia-1.4b
     for name, value in values.items():
         if isinstance(value, Mapping):
             value = _with_placeholders(value)

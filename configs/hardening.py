@@ -8,7 +8,7 @@ One's own texts are `task=jsonl` with `--config.task.train_path` and `validation
 from ml_collections import ConfigDict
 
 from configs import smoke
-from configs.common import is_generated, parse_arg
+from configs.common import filled, is_generated, parse_arg
 
 # Seeds differ widely on word_length; more rounds bring the slow ones down.
 WORD_LENGTH_ROUNDS = {"nano-230k": 8, "nano-510k": 8}
@@ -25,6 +25,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     Arguments: ``task`` (see ``robustjax data list``), ``points`` (a part of the ladder),
     ``rounds`` (0 takes what suits each point), ``seeds`` (how many) and ``seed`` (the first).
     """
+    from robustjax.settings import StudyConfig
+
     args = parse_arg(arg, task="word_length", points="", rounds=0, seeds=2, seed=0)
     generated = is_generated(args["task"])
     points = args["points"] or POINTS[generated]
@@ -50,4 +52,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
             run.examples_per_round, run.pool.max_examples = 2500, 5000
             if name == "nano-230k":
                 point.finetune.train.epochs = 3
-    return config
+    return filled(StudyConfig, config.to_dict())

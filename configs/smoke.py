@@ -5,7 +5,14 @@ robustjax study --config=configs/smoke.py --workdir=runs/demo
 
 from ml_collections import ConfigDict
 
-from configs.common import edges_for, is_generated, parse_arg, task_settings, train_settings
+from configs.common import (
+    edges_for,
+    filled,
+    is_generated,
+    parse_arg,
+    task_settings,
+    train_settings,
+)
 from configs.points import NANO, NANO_FEW_LONG
 
 
@@ -15,6 +22,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     Arguments: ``task`` (see ``robustjax data list``), ``seed``, ``points`` for a part of the ladder
     (nano-27k+nano-80k), and ``pretrain`` to train each point as a language model first.
     """
+    from robustjax.settings import StudyConfig
+
     args = parse_arg(arg, task="password_match", seed=0, points="+".join(NANO), pretrain=False)
     generated, edges = is_generated(args["task"]), edges_for(args["task"])
     rows = NANO if generated else NANO_FEW_LONG
@@ -55,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
     config.workers = 2
-    return config
+    return filled(StudyConfig, config.to_dict())
 
 
 def _point(row: dict, edges: tuple[int, ...], is_pretrained: bool) -> dict:

@@ -7,6 +7,9 @@ with GCG for 128 iterations after ten rounds (geometrically spaced), at the end 
 inside it, and after the last round at its beginning. With `sampler`, a language model of the
 family, BEAST is run as well: sampler=pythia-14m. --dry_run tells what it takes.
 
+Batches, number formats and meshes are those of the point's row in configs/points.py: trained models
+have one layout, and those that are attacked when training is over another.
+
 The whole study is a sweep over this config, a job for each model, task, training attack and seed:
 
 python -m launch.sweep print --config=configs/study.py --workdir=gs://BUCKET/study
@@ -17,13 +20,21 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from configs.advtrain import SCHEDULES
-from configs.common import EDGES, WIDER_EDGES, parse_arg, task_settings, train_settings
-from configs.points import OTHER_ROUNDS, PUBLISHED, ROUNDS
+from configs.common import EDGES, WIDER_EDGES, filled, parse_arg, task_settings, train_settings
+from configs.points import (
+    OTHER_ROUNDS,
+    PUBLISHED,
+    PUBLISHED_POINTS,
+    ROUNDS,
+    slice_settings,
+    training_model,
+)
 
-GCG = {"name": "gcg", "candidate_chunk": 32}
-RANDOM_TOKEN = {"name": "random_token", "iterations_per_pass": 32}
+HARDENINGS = {
+    "gcg": {"name": "gcg", "candidate_chunk": 32},
+    "random_token": {"name": "random_token", "iterations_per_pass": 32},
+}
 BEAST = {"name": "beast", "num_iterations": 25, "beam_width": 7, "branch_factor": 7}
-HARDENINGS = {"gcg": GCG, "random_token": RANDOM_TOKEN}
 SWEPT_TASKS = ("imdb", "spam", "password_match", "word_length")
 SWEPT_SEEDS = 5
 
@@ -45,6 +56,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     (how many), ``seed`` (the first) and ``sampler`` (a language model for BEAST: a scaling point or
     a folder).
     """
+    from robustjax.settings import StudyConfig
+
     args = parse_arg(
         arg,
         point="pythia-70m",
@@ -59,14 +72,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"argument attack={unknown[0]!r} must be one of {', '.join(HARDENINGS)}")
     is_whole = set(hardened) == HARDENINGS.keys()
     edges = (*EDGES, *WIDER_EDGES)
+    row = PUBLISHED_POINTS.get(args["point"], {})
+    attacks = {name: dict(attack) for name, attack in HARDENINGS.items()}
+    if row:
+        attacks["gcg"]["candidate_chunk"] = row["candidate_chunk"]
     config = ConfigDict()
     config.task = task_settings(args["task"], is_nano=False, num_train=20_000, num_validation=500)
     config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
 
     config.evaluation = ConfigDict()
-    config.evaluation.attacks = {"gcg": {**GCG, "num_iterations": 10}}
+    config.evaluation.attacks = {"gcg": attacks["gcg"] | {"num_iterations": 10}}
     if "random_token" in hardened:
-        config.evaluation.attacks.random_token = {**RANDOM_TOKEN, "num_iterations": 1280}
+        config.evaluation.attacks.random_token = attacks["random_token"] | {"num_iterations": 1280}
     long = {"attacks": ("gcg",), "iterations": 128}
     config.evaluation.transfer = {
         "finetuned": {"trained_on": ("none",)} | ({} if is_whole else {"attacks": hardened}),
@@ -87,12 +104,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation.perplexity_filter = None
 
     rounds = ROUNDS.get(args["point"], {})
-    search = {"batch_size": 16, "edges": edges}
+    search = {"batch_size": row.get("batch_size", 16), "edges": edges}
 
-    def hardening(attack: dict) -> dict:
-        name = attack["name"]
+    def training(epochs: int, schedule: str) -> dict:
+        settings = PUBLISHED | {"epochs": epochs}
+        train = train_settings(settings, edges, schedule=schedule, warmup_steps=0)
+        return train | ({"microbatch_size": row["microbatch_size"]} if row else {})
+
+    def hardening(name: str) -> dict:
         return {
-            "attacks": {name: {"attack": dict(attack), "schedule": dict(SCHEDULES[name])}},
+            "attacks": {name: {"attack": attacks[name], "schedule": SCHEDULES[name]}},
             "num_rounds": rounds.get(name, OTHER_ROUNDS),
             "examples_per_round": 200,
             "pool": {
@@ -101,10 +122,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "loss_rank_weight": 0.5,
                 "decay": 0.005,
             },
-            "train": train_settings(
-                PUBLISHED | {"epochs": 1}, edges, schedule="constant", warmup_steps=0
-            ),
-            "search": dict(search),
+            "train": training(1, "constant"),
+            "search": search,
         }
 
     config.points = ConfigDict(allow_dotted_keys=True)  # as in pythia-1.4b
@@ -112,14 +131,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "finetune": {
                 "num_train": PUBLISHED["num_train"],
-                "train": train_settings(PUBLISHED, edges, schedule="linear", warmup_steps=0),
+                "train": training(PUBLISHED["epochs"], "linear"),
                 "checkpoint_every": 500,
             },
-            "advtrain": {name: hardening(HARDENINGS[name]) for name in hardened},
-            "search": dict(search),
-            "path": "",
+            "advtrain": {name: hardening(name) for name in hardened},
+            "search": search,
+            **training_model(row),
         }
     )
-    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
-    config.workers = 1
-    return config
+    if row:
+        config.mesh = slice_settings(row, is_trained=True)["mesh"]
+        # Left open where they are those of training: one override is then enough for both.
+        if (attack_mesh := slice_settings(row)["mesh"]) != config.mesh.to_dict():
+            config.attack_mesh = attack_mesh
+        if row["numerics"] != row["train_numerics"]:
+            config.points[args["point"]].attack_numerics = row["numerics"]
+    return filled(StudyConfig, config.to_dict())

@@ -14,7 +14,7 @@ perplexity filter of which detection rates are reported.
 from ml_collections import ConfigDict
 
 from configs import smoke
-from configs.common import edges_for, is_generated, parse_arg, train_settings
+from configs.common import edges_for, filled, is_generated, parse_arg, train_settings
 from configs.points import NANO, NANO_FEW_LONG
 
 POINTS = "nano-27k+nano-80k+nano-230k+nano-510k"
@@ -27,6 +27,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     Arguments: ``task`` (see ``robustjax data list``), ``points``, ``rounds`` of hardening,
     ``seeds`` (how many) and ``seed`` (the first).
     """
+    from robustjax.settings import StudyConfig
+
     args = parse_arg(arg, task="jsonl", points=POINTS, rounds=3, seeds=2, seed=0)
     generated = is_generated(args["task"])
     config = smoke.get_config(f"task={args['task']},points={args['points']}")
@@ -67,4 +69,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
             point.advtrain.random_token.attacks.random_token.schedule = {"start": 32, "end": 64}
             point.advtrain.random_token.examples_per_round = 200
             point.advtrain.random_token.pool.max_examples = 600
-    return config
+    return filled(StudyConfig, config.to_dict())

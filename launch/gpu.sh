@@ -12,6 +12,7 @@ usage: HOSTS="user@first user@second" launch/gpu.sh VERB [--flag=value...] [-- C
   status   how the job is on every host
   logs     copies every host's log here
   attach   shows the log of the first host until the job ends
+  progress counts what has come in the --workdir of a job
   stop     asks the job to save and end
   create, delete   do nothing: the hosts are yours
 
@@ -20,7 +21,7 @@ Flags, or variables of the same name in capitals:
   --coordinator    address of the first host as the others see it (default: its name), and
   --port           a free port there, by which the processes find one another (8476)
   --ssh-options    for ssh and scp, such as "-i KEY -o User=me"
-  --job --env --commit --force --logs --dry-run    as launch/tpu.sh
+  --job --env --commit --force --logs --workdir --dry-run    as launch/tpu.sh
 END
 }
 
@@ -55,7 +56,7 @@ status() {
 
 take_verb "$@"
 shift
-parse_flags HOSTS COORDINATOR PORT SSH_OPTIONS JOB COMMIT LOGS -- "$@"
+parse_flags HOSTS COORDINATOR PORT SSH_OPTIONS JOB COMMIT LOGS WORKDIR -- "$@"
 need HOSTS "the hosts, as ssh takes them"
 read -ra addresses <<<"$HOSTS"
 read -ra options <<<"-o BatchMode=yes $SSH_OPTIONS"

@@ -14,6 +14,7 @@ JOB=${JOB:-job}
 FORCE=${FORCE:-0}
 COMMIT=${COMMIT:-}
 LOGS=${LOGS:-}
+WORKDIR=${WORKDIR:-}
 STOP_SECONDS=${STOP_SECONDS:-60}
 SSH_TRIES=${SSH_TRIES:-3}
 SSH_PAUSE=${SSH_PAUSE:-5}
@@ -120,7 +121,7 @@ combined() {
 take_verb() {
   verb=${1:-}
   case $verb in
-    create | setup | run | status | logs | attach | stop | delete) ;;
+    create | setup | run | status | logs | attach | progress | stop | delete) ;;
     -h | --help | help)
       usage
       exit
@@ -333,6 +334,12 @@ attach() {
   if is_dry; then return; fi
   while ask && [ "$(summary "${STATES[@]}")" = running ]; do sleep "$ROBUSTJAX_POLL"; done
   tell
+}
+
+# What has come in a folder that the hosts share.
+progress() {
+  need WORKDIR "the folder, as the command has it"
+  at 0 progress "$WORKDIR"
 }
 
 at_state() { at "$1" state "$JOB"; }

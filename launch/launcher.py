@@ -1,6 +1,7 @@
 """The launch scripts from Python: one call a verb, and how a slice and its job are."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from launch.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("tpu", "gpu", "local")
@@ -56,6 +59,16 @@ class Launcher:
             if line.startswith(("slice: ", "job: "))
         )
         return Look(said.get("slice", "UNKNOWN"), said.get("job", ""))
+
+    def progress(self, workdir: str) -> Progress | None:
+        """How far a command has come in a workdir that its hosts see; None if they do not tell."""
+        status, out = self._call("progress", f"--workdir={workdir}")
+        if status or not out:
+            return None
+        try:
+            return Progress(**json.loads(out.splitlines()[-1]))
+        except (ValueError, TypeError):
+            return None
 
     def _call(self, verb: str, *arguments: str) -> tuple[int, str]:
         process = subprocess.Popen(

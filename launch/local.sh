@@ -14,7 +14,7 @@ Flags, or variables of the same name in capitals:
   --port         a free port, by which they find one another (8476)
   --root         folder of jobs and their logs (runs/local)
   --python       the Python that robustjax is installed in (.venv/bin/python)
-  --job --env --logs --dry-run    as launch/tpu.sh
+  --job --env --logs --workdir --dry-run    as launch/tpu.sh
 END
 }
 
@@ -53,7 +53,7 @@ status() {
 
 take_verb "$@"
 shift
-parse_flags PROCESSES PORT ROOT PYTHON JOB LOGS -- "$@"
+parse_flags PROCESSES PORT ROOT PYTHON JOB LOGS WORKDIR -- "$@"
 [[ $ROOT == /* ]] || ROOT=$PWD/$ROOT
 [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
 check_job

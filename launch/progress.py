@@ -1,9 +1,14 @@
-"""How far a command has come, from the files in its workdir alone."""
+"""How far a command has come, from the files in its workdir alone.
+
+`python -m launch.progress WORKDIR` tells it as JSON, on hosts that alone see a workdir.
+"""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -54,19 +59,18 @@ def workdir_of(command: Sequence[str]) -> str:
 
 
 def progress(workdir: str) -> Progress:
-    """How far the command of a workdir has come; nothing if the workdir cannot be seen from here.
+    """How far the command of a workdir has come; nothing if there is no such folder yet.
 
     Args:
         workdir: local or `gs://`.
     """
     found = Progress()
-    if workdir:
-        for name, size, when in _remote(workdir) if "://" in workdir else _local(Path(workdir)):
-            found = Progress(
-                found.marked + (name in MARKERS),
-                found.written + (size if name.endswith(".jsonl") else 0),
-                max(found.saved, when if name == "attack_state.npz" else ""),
-            )
+    for name, size, when in _remote(workdir) if "://" in workdir else _local(Path(workdir)):
+        found = Progress(
+            found.marked + (name in MARKERS),
+            found.written + (size if name.endswith(".jsonl") else 0),
+            max(found.saved, when if name == "attack_state.npz" else ""),
+        )
     return found
 
 
@@ -102,3 +106,7 @@ def _remote(folder: str) -> Iterator[tuple[str, int, str]]:
         match = _LINE.fullmatch(line)
         if match and "/_mirror/" not in match[3]:  # what a mirror puts down for a moment
             yield match[3].rsplit("/", 1)[1], int(match[1]), match[2]
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(progress(sys.argv[1]))))

@@ -62,7 +62,7 @@ class State:
         place: which slice or hosts, by the names of `PLACE`.
         requests: how often a slice was asked for.
         starts: how often the command was started.
-        failures: ends of slice or job since anything came of it.
+        failures: ends of slice or job since anything was seen to have come of it.
         counted: requests and starts whose end was counted; this program may be killed after that.
         best: how far it has come.
         outcome: `done`, `failed`, `deadline`; empty while it is looked after.
@@ -171,6 +171,7 @@ class Supervisor:
         self._clock, self._sleep = clock, sleep
         self._launcher = Launcher(state.on, state.flags)
         self._unreachable = 0
+        self._is_there = False  # the slice
         self._said = ""
 
     def run(self) -> int:
@@ -189,6 +190,7 @@ class Supervisor:
     def _act(self, look: Look) -> None:
         """The one thing to do next."""
         self._say(f"slice {look.slice}" + (f", job {look.job}" if look.job else ""))
+        self._is_there = look.slice == "ACTIVE"
         if look.job != "unreachable":
             self._unreachable = 0
         if look.slice in WAITING or look.job == "running" or look == Look("ACTIVE"):
@@ -230,6 +232,8 @@ class Supervisor:
         if self._launcher.do("setup"):
             self._failed("setup failed", 1)
             return
+        if self._has_come_on():  # as could not be seen when the slice before was taken away
+            self._state.failures = 0
         self._state.starts += 1
         self._file.write(self._state)
         self._say(f"start {self._state.starts}")
@@ -241,13 +245,12 @@ class Supervisor:
 
     def _failed(self, why: str, status: int) -> None:
         """Counts an end of the job, unless something came of it; waits before the next start."""
-        now = progress(self._workdir())
-        came_on = now.is_beyond(self._state.best)
-        self._state.best = now.joined(self._state.best)
+        came_on = self._has_come_on()
         self._state.failures = 0 if came_on else self._state.failures + 1
         self._state.counted = self._state.tries
         self._file.write(self._state)
-        self._say(f"{why}; {'it had come on' if came_on else 'without progress'}")
+        seen = {True: "it had come on", False: "without progress", None: "its workdir is not seen"}
+        self._say(f"{why}; {seen[came_on]}")
         if status == MISTAKE:
             self._end("failed", MISTAKE)
         elif self._state.failures >= self._patience.failures:
@@ -264,12 +267,24 @@ class Supervisor:
             seconds = min(seconds, max(0.0, left) + 0.1)
         self._sleep(seconds)
 
-    def _workdir(self) -> str:
-        """The workdir if it can be seen from here, else nothing."""
+    def _has_come_on(self) -> bool | None:
+        """Whether anything has come since this was last asked; None if that cannot be seen."""
+        now = self._progress()
+        if now is None:
+            return None
+        best, self._state.best = self._state.best, now.joined(self._state.best)
+        return now.is_beyond(best)
+
+    def _progress(self) -> Progress | None:
+        """How far the job has come; folders of hosts are seen by these, while they are there."""
         workdir = workdir_of(self._state.command)
-        if "://" in workdir or not workdir:
-            return workdir
-        return str(ROOT / workdir) if self._state.on == "local" else ""
+        if not workdir:
+            return None
+        if "://" in workdir:
+            return progress(workdir)
+        if self._state.on == "local":
+            return progress(str(ROOT / workdir))
+        return self._launcher.progress(workdir) if self._is_there else None
 
     def _end(self, outcome: str, status: int) -> None:
         self._state.outcome, self._state.status = outcome, status

@@ -14,6 +14,7 @@ usage: launch/tpu.sh VERB [--flag=value...] [-- COMMAND of robustjax]
   status   how the slice is, and the job on every worker
   logs     copies every worker's log here
   attach   shows the log of worker 0 until the job ends
+  progress counts what has come in the --workdir of a job that worker 0 sees
   stop     asks the job to save and end
   delete   gives the slice back: nothing is billed any more
 
@@ -30,6 +31,7 @@ Flags, or variables of the same name in capitals (--tpu-name=X is TPU_NAME=X):
   --env=NAME=VALUE   for the job; may be repeated; no secrets
   --commit           what setup sends (default: the current commit; --force: with changes)
   --logs             folder for logs (default: runs/logs/JOB)
+  --workdir          for progress: a folder that all workers see
   --dry-run, DRY_RUN=1    shows every command and runs none, as if there were --workers=N (1)
 END
 }
@@ -201,7 +203,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   shift
 done
 parse_flags PROJECT ZONE TPU_NAME TPU_TYPE CAPACITY RUNTIME_VERSION VALID_UNTIL WAIT NETWORK \
-  SUBNETWORK SERVICE_ACCOUNT LABELS INTERNAL_IP JOB COMMIT LOGS WORKERS -- ${flags[@]+"${flags[@]}"} "$@"
+  SUBNETWORK SERVICE_ACCOUNT LABELS INTERNAL_IP JOB COMMIT LOGS WORKDIR WORKERS -- ${flags[@]+"${flags[@]}"} "$@"
 need PROJECT "the Google Cloud project that is billed"
 need ZONE "the zone of the slice (gcloud compute tpus locations list)"
 need TPU_NAME "a name for the slice"

@@ -5,6 +5,7 @@
 #   worker.sh start JOB [NAME=VALUE...] -- COMMAND...    robustjax COMMAND, in the background
 #   worker.sh state JOB                     none, running, exited STATUS, or lost (killed; a reboot)
 #   worker.sh follow JOB                    its log as it grows; ends as the job does
+#   worker.sh progress WORKDIR              what has come in a folder, as launch/progress.py tells it
 #   worker.sh stop JOB SECONDS              SIGTERM, so that it saves; after so many seconds SIGKILL
 #
 # Below $ROBUSTJAX_ROOT: code/COMMIT, venv, and jobs/JOB with command, log.txt, pid and exit_status.
@@ -120,6 +121,11 @@ follow() {
   esac
 }
 
+progress() {
+  cd "$CODE" # where jobs run
+  "$PYTHON" -m launch.progress "$1"
+}
+
 stop() {
   local folder=$ROOT/jobs/$1 seconds=$2 pid
   [ "$(state "$1")" = running ] || return 0
@@ -134,7 +140,7 @@ stop() {
 }
 
 case ${1:-} in
-  install | state | start | work | follow | stop) "$@" ;;
+  install | state | start | work | follow | progress | stop) "$@" ;;
   *)
     say "worker.sh: no verb ${1:-}"
     exit 2

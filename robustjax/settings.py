@@ -38,6 +38,7 @@ class PointConfig:
         advtrain: adversarial training by name of the run (usually the training attack).
         search: how evaluation attacks are cut into programs.
         numerics: number formats.
+        attack_numerics: those of a model that evaluation attacks; None takes `numerics`.
         remat: what training computes again in the backward pass; None takes what suits the model.
         pretrain: training as a language model on the task's texts, which `finetune` then starts
             from; None starts it from fresh weights, or from those that `path` names.
@@ -49,6 +50,7 @@ class PointConfig:
     advtrain: dict[str, AdversarialConfig]
     search: SearchConfig = SearchConfig()
     numerics: Numerics = Numerics()
+    attack_numerics: Numerics | None = None
     remat: Remat | None = None
     pretrain: FinetuneConfig | None = None
     path: str = ""
@@ -206,6 +208,7 @@ class StudyConfig:
         evaluation: what is measured.
         seeds: seeds of training; each is a full column of the study.
         mesh: devices.
+        attack_mesh: the same devices, as evaluation attacks use them; None takes `mesh`.
         workers: processes that run scaling points side by side, each on its share of the cores;
             for models so small that one of them cannot keep a CPU busy.
     """
@@ -215,16 +218,18 @@ class StudyConfig:
     evaluation: EvaluationConfig
     seeds: tuple[int, ...] = (0,)
     mesh: MeshConfig = MeshConfig()
+    attack_mesh: MeshConfig | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"workers={self.workers} must be at least 1")
-        if self.workers > 1 and self.mesh.sizes != (1, 1, 1):
-            raise UserError(
-                f"workers={self.workers}: each has one device, but mesh={self.mesh.sizes}; "
-                "set workers=1, or every axis of the mesh to 1"
-            )
+        for name, mesh in (("mesh", self.mesh), ("attack_mesh", self.attack_mesh)):
+            if self.workers > 1 and mesh is not None and mesh.sizes != (1, 1, 1):
+                raise UserError(
+                    f"workers={self.workers}: each has one device, but {name}={mesh.sizes}; "
+                    "set workers=1, or every axis of the mesh to 1"
+                )
         if not self.points:
             raise UserError("points is empty; name at least one scaling point")
         self._check_origins()

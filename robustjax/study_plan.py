@@ -89,7 +89,8 @@ class Planner:
         self._all_of_task, self.task = task, task
         self.left_out = ""
         self._check_data(task)
-        make_mesh(config.mesh)  # refuses one that the devices do not make up
+        for mesh in filter(None, (config.mesh, config.attack_mesh)):
+            make_mesh(mesh)  # refuses one that the devices do not make up
         self._stages: list[PlannedStage] = []
 
     def plan(self) -> list[PlannedStage]:
@@ -413,6 +414,7 @@ class Planner:
                 "seed": self._config.evaluation.seed,
                 "round": cell.round,
                 "search": describe(settings.search),
+                **_numerics_leaves(settings),
                 **self._companion_leaves(cell.attack),
                 **self._filter_leaves(),
             },
@@ -441,6 +443,12 @@ class Planner:
 def _training_leaves(config: FinetuneConfig) -> dict[str, Any]:
     """What defines the result of clean training; the stage's own name says its objective."""
     return without(config, *OUTSIDE_RESULTS, "objective")
+
+
+def _numerics_leaves(settings: PointConfig) -> dict[str, Any]:
+    """What the hash of an attack names of number formats: those that are not of training."""
+    numerics = settings.attack_numerics
+    return {} if numerics in (None, settings.numerics) else {"numerics": describe(numerics)}
 
 
 def _size(point: str) -> int:

@@ -101,6 +101,10 @@ class StudyWork:
     def _mesh(self) -> Mesh:
         return make_mesh(self.config.mesh)
 
+    @functools.cached_property
+    def _attack_mesh(self) -> Mesh:
+        return make_mesh(self.config.attack_mesh or self.config.mesh)
+
     def save_tokenizer(self, folder: Path) -> None:
         """Leaves the ladder's tokenizer."""
         if distributed.is_primary():
@@ -169,15 +173,22 @@ class StudyWork:
             pretrain_flops=pretrain_flops,
         )
 
-    def _trained(self, point: str, settings: PointConfig, seed: int) -> Victim:
-        """The fine-tuned victim, if it learned the task well enough to be worth attacking."""
+    def _trained_folder(self, point: str, seed: int) -> Path:
+        """That of the fine-tuned victim, if it learned the task well enough to be attacked."""
         self.check_accuracy(point, seed)
-        return self._load(self._finetune_folder(point, seed), settings)
+        return self._finetune_folder(point, seed)
 
     def _load(self, folder: Path, settings: PointConfig) -> Victim:
-        """What a run of training left in its folder."""
+        """What a run of training left in its folder, to be trained further."""
         return load_model(
             folder / "model", self._mesh, _RULES, settings.numerics, remat=settings.remat
+        )
+
+    def _load_attacked(self, folder: Path, settings: PointConfig) -> Victim:
+        """The same, to be attacked as it is."""
+        numerics = settings.attack_numerics or settings.numerics
+        return load_model(
+            folder / "model", self._attack_mesh, _RULES, numerics, remat=settings.remat
         )
 
     def _clean_summary(self, point: str, seed: int) -> dict[str, Any]:
@@ -199,13 +210,15 @@ class StudyWork:
     ) -> None:
         """Hardens a point's classifier."""
         _, summary = train_adversarially(
-            self._trained(point, settings, seed),
+            self._load(self._trained_folder(point, seed), settings),
             self.task,
             settings.advtrain[trained_on],
             seed=seed,
             folder=folder,
             label=f"advtrain {point} {trained_on}",
-            companion=self._load_companion(settings.advtrain[trained_on], settings),
+            companion=self._load_companion(
+                settings.advtrain[trained_on], settings.numerics, self._mesh, settings.remat
+            ),
         )
         identity = self._identity(point, seed)
         origin = {"pretrain_flops": self._clean_summary(point, seed)["pretrain_flops"]}
@@ -223,13 +236,14 @@ class StudyWork:
         """Attacks a point's classifier, or what a hardening left of it."""
         number = cell.round
         if number == 0:
-            victim, defence_flops = self._trained(point, settings, seed), 0
+            left_in, defence_flops = self._trained_folder(point, seed), 0
         else:
             hardened = self.workdir / "advtrain" / f"{point}-s{seed}" / trained_on
-            victim = self._load(round_folder(hardened, number), settings)
+            left_in = round_folder(hardened, number)
             rounds = _summary(hardened)["rounds"]
             defence_flops = rounds[number - 1]["flops_total"]
         pretrain_flops = self._clean_summary(point, seed)["pretrain_flops"]
+        victim = self._load_attacked(left_in, settings)
         attack_into(
             folder,
             victim,
@@ -243,7 +257,9 @@ class StudyWork:
             search=settings.search,
             num_examples=cell.num_examples,
             label=f"attack {point} {trained_on}-r{number} {cell.label}",
-            companion=self._load_companion(cell.attack, settings),
+            companion=self._load_companion(
+                cell.attack, victim.definition.numerics, victim.mesh, settings.remat
+            ),
             perplexity_filter=self._perplexity_filter,
         )
 
@@ -253,16 +269,21 @@ class StudyWork:
         config = self.config.evaluation.perplexity_filter
         if config is None or self.companion is None:
             return None
-        model = self.companion.load(Numerics(), self._mesh)
+        model = self.companion.load(Numerics(), self._attack_mesh)
         texts = [example.text for example in self.task.split("train")]
         return prepare_filter(model, texts, config)
 
     def _load_companion(
-        self, asking: Attack | AdversarialConfig, settings: PointConfig
+        self,
+        asking: Attack | AdversarialConfig,
+        numerics: Numerics,
+        mesh: Mesh,
+        remat: Remat | None,
     ) -> Victim | None:
+        """The second model, if one is asked, laid out as the first."""
         if self.companion is None or not asking.needs_companion:
             return None
-        return self.companion.load(settings.numerics, self._mesh, remat=settings.remat)
+        return self.companion.load(numerics, mesh, remat=remat)
 
     def report(self, folder: Path) -> None:
         """Writes the report on all that is done."""

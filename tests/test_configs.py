@@ -11,6 +11,7 @@ import configs.study
 from configs.common import parse_arg
 from configs.points import NANO, PUBLISHED_POINTS, ROUNDS
 from robustjax.attacks.search import ATTACKS
+from robustjax.command_flags import parse_config_and_workdir
 from robustjax.commands.advtrain import AdvtrainRunConfig
 from robustjax.commands.attack import AttackRunConfig
 from robustjax.commands.finetune import FinetuneRunConfig
@@ -20,7 +21,7 @@ from robustjax.models import registry
 from robustjax.models.layers import Numerics
 from robustjax.planning.chips import parse_slice
 from robustjax.runtime.mesh import MeshConfig
-from robustjax.settings import StudyConfig, build
+from robustjax.settings import StudyConfig, build, describe
 from robustjax.training.embedding import EmbeddingAttack
 from robustjax.training.schedule import AttackSchedule
 
@@ -67,6 +68,41 @@ def test_every_config_builds(name, arg):
     if arg == "seed=3":
         seeds = config.seeds if isinstance(config, StudyConfig) else (config.seed,)
         assert seeds[0] == 3
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if SETTINGS[name] is StudyConfig])
+def test_every_field_of_a_study_is_there_to_be_overridden(name):
+    values = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    assert values == describe(build(StudyConfig, values, "config"))
+
+
+def overridden(name, *flags):
+    config = f"--config={ROOT / 'configs' / name}"
+    values, _ = parse_config_and_workdir([config, *flags, "--workdir=w"])
+    return build(StudyConfig, values, "config")
+
+
+def test_fields_that_a_config_leaves_alone_can_be_overridden():
+    of = "--config.points.pythia-1.4b"
+    flags = {
+        "numerics.param_dtype": "bfloat16",
+        "remat": "blocks",
+        "search.count_padding": "True",
+        "finetune.keep_checkpoints": "3",
+        "advtrain.gcg.checkpoint_every": "7",
+        "advtrain.gcg.attacks.gcg.attack.num_tokens": "5",
+    }
+    argument = "study.py:point=pythia-1.4b,attack=gcg"
+    study = overridden(argument, *(f"{of}.{name}={value}" for name, value in flags.items()))
+    point = study.points["pythia-1.4b"]
+    assert (point.numerics, point.remat) == (Numerics(param_dtype="bfloat16"), "blocks")
+    assert point.search.count_padding and not point.advtrain["gcg"].search.count_padding
+    assert point.finetune.keep_checkpoints == 3
+    assert point.advtrain["gcg"].checkpoint_every == 7
+    assert point.advtrain["gcg"].attacks["gcg"].attack.num_tokens == 5
+    assert study.evaluation.attacks["gcg"].num_tokens == 10
+    demo = overridden("smoke.py", "--config.evaluation.attacks.gcg.candidate_chunk=16")
+    assert demo.evaluation.attacks["gcg"].candidate_chunk == 16
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -244,6 +280,45 @@ def test_a_published_point_runs_as_its_row_says(point):
     assert hardening.model.numerics == training.model.numerics == Numerics(**row["train_numerics"])
     assert training.model.numerics.param_dtype == "float32"
     assert training.finetune.train.microbatch_size == row["microbatch_size"]
+
+
+@pytest.mark.parametrize("point", PUBLISHED_POINTS)
+def test_a_study_of_a_published_point_runs_as_its_row_says(point):
+    row = PUBLISHED_POINTS[point]
+    study = build_study("study", f"point={point}")
+    settings = study.points[point]
+    assert study.mesh == MeshConfig(-1, row["fsdp"], row["train_tensor"])
+    assert (study.attack_mesh or study.mesh) == MeshConfig(-1, 1, row["tensor"])
+    assert settings.numerics == Numerics(**row["train_numerics"])
+    assert (settings.attack_numerics or settings.numerics) == Numerics(**row["numerics"])
+    # One override is enough where there is one layout.
+    assert study.attack_mesh != study.mesh and settings.attack_numerics != settings.numerics
+    assert settings.remat == row["remat"]
+    runs = settings.advtrain
+    for train in (settings.finetune.train, *(run.train for run in runs.values())):
+        assert train.microbatch_size == row["microbatch_size"]
+    for search in (settings.search, *(run.search for run in runs.values())):
+        assert search.batch_size == row["batch_size"]
+    for attack in (study.evaluation.attacks["gcg"], runs["gcg"].attacks["gcg"].attack):
+        assert attack.candidate_chunk == row["candidate_chunk"]
+
+
+def test_a_study_of_pythia_12b_is_split_over_its_slice_and_computes_in_bfloat16():
+    study = build_study("study", "point=pythia-12b,task=imdb,attack=gcg,seed=0,seeds=1")
+    assert study.mesh == MeshConfig(data=-1, fsdp=4, tensor=4)
+    assert study.attack_mesh == MeshConfig(data=-1, fsdp=1, tensor=4)
+    trained = study.points["pythia-12b"].numerics
+    attacked = study.points["pythia-12b"].attack_numerics
+    assert (trained.param_dtype, attacked.param_dtype) == ("float32", "bfloat16")
+    assert trained.compute_dtype == attacked.compute_dtype == "bfloat16"
+    assert trained.matmul_precision == "default"
+
+
+def test_a_study_of_a_model_without_a_row_is_for_one_device():
+    study = build_study("study", "point=nano-27k,task=word_length")
+    settings = study.points["nano-27k"]
+    assert (study.mesh, study.attack_mesh) == (MeshConfig(), None)
+    assert (settings.numerics, settings.attack_numerics) == (Numerics(), None)
 
 
 def test_every_published_point_has_a_row():

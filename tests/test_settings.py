@@ -183,6 +183,9 @@ def test_workers_have_one_device_each(values):
     build(StudyConfig, values, "config")
     with pytest.raises(UserError, match=r"config: workers=2: .* mesh=\(2, 1, 1\); set workers=1"):
         build(StudyConfig, change(values, "workers", 2), "config")
+    values["mesh"], values["attack_mesh"] = {}, {"tensor": 2}
+    with pytest.raises(UserError, match=r"workers=2: .* attack_mesh=\(1, 1, 2\); set workers=1"):
+        build(StudyConfig, change(values, "workers", 2), "config")
 
 
 def test_points_that_a_study_cannot_run(values):

@@ -156,6 +156,40 @@ def test_an_attack_that_asks_a_second_model(finished, tmp_path):
     assert read(attack.folder / "summary.json")["variant"] == "probe"
 
 
+def test_attacked_models_have_a_layout_of_their_own(finished, tmp_path, monkeypatch):
+    """The mesh changes no hash; number formats do, but only of what is attacked in them."""
+    workdir = tmp_path / "w"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "attack")
+    values = tiny_study.get_config().to_dict()
+    task = load_task(build(TaskConfig, values["task"], "config.task"))
+
+    def plan(**numerics):
+        values["points"]["nano-27k"]["attack_numerics"] = numerics
+        config = build(StudyConfig, values, "config")
+        planned = Planner(config, task, workdir).plan()
+        return {one.name: one for one in planned}
+
+    values["attack_mesh"] = {"data": 2, "tensor": 2}
+    hashes = {name: one.stage.config_hash for name, one in plan().items()}
+    assert all(read(finished / name / "DONE")["config_hash"] == hashes[name] for name in hashes)
+    planned = plan(param_dtype="bfloat16")
+    same = {name for name, one in planned.items() if one.stage.config_hash == hashes[name]}
+    assert same == {"tokenizer", f"finetune/{WHO}", f"advtrain/{WHO}/gcg"}
+
+    seen = []
+    monkeypatch.setattr(
+        "robustjax.study_work.attack_into",
+        lambda folder, victim, *rest, **settings: seen.append(victim),
+    )
+    for name in ("none-r0/gcg", "gcg-r1/gcg"):
+        planned[f"attack/{WHO}/{name}"].execute(tmp_path)
+    for victim in seen:
+        assert dict(victim.mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(victim.params)} == {"bfloat16"}
+    assert len(seen) == 2
+
+
 def test_the_manifest_says_what_was_run(finished):
     manifest = read(finished / "manifest.json")
     config = manifest["config"]

@@ -1,12 +1,17 @@
 """Chip-hours of the paper's study follow from the kept plans, and say what they count."""
 
+import math
+
 import pytest
 
+import configs.study
 from benchmarks import study_hours
 from benchmarks.plan_tables import best_rows, iteration_seconds, scaling_table
 from benchmarks.results import read_results
 from configs.points import PUBLISHED_POINTS
 from robustjax.models import registry
+from robustjax.runtime.mesh import MeshConfig
+from robustjax.settings import StudyConfig, build
 
 PLANS = {row["point"]: row for row in read_results("plans")["rows"]}
 
@@ -42,6 +47,21 @@ def test_a_compiled_point_fits_with_a_tenth_to_spare(point):
         assert plan["topology"] == row["topology"]
         assert (plan["mesh"]["fsdp"], plan["mesh"]["tensor"]) == split
     assert iteration_seconds(PLANS[point]["attack"]) > 0
+
+
+@pytest.mark.parametrize("point", PLANS)
+def test_a_study_runs_as_what_a_sweep_is_charged_for_was_compiled(point):
+    row = PLANS[point]
+    study = build(StudyConfig, configs.study.get_config(f"point={point}").to_dict(), "config")
+    for kind, mesh in (("attack", study.attack_mesh or study.mesh), ("training", study.mesh)):
+        sizes = row[kind]["mesh"]
+        assert mesh == MeshConfig(-1, sizes["fsdp"], sizes["tensor"])
+        assert math.prod(sizes.values()) == row[kind]["chips"]
+    settings = study.points[point]
+    assert settings.numerics.compute_dtype == row["compute_dtype"]
+    assert settings.search.batch_size == row["batch_size"]
+    assert study.evaluation.attacks["gcg"].candidate_chunk == row["candidate_chunk"]
+    assert settings.finetune.train.microbatch_size == row["microbatch_size"]
 
 
 @pytest.mark.parametrize(

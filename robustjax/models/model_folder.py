@@ -79,10 +79,8 @@ def load_model(
     """
     saved = load_metadata(folder)
     stored = stored_definition(folder, saved)
-    params, _ = load_params(folder, like=_abstract_on(mesh, rules, stored))
     numerics = stored.numerics if numerics is None else numerics
-    if numerics.param_dtype != saved["param_dtype"]:
-        params = jax.tree.map(lambda leaf: leaf.astype(numerics.param_dtype), params)
+    params, _ = load_params(folder, _abstract_on(mesh, rules, stored), numerics.param_dtype)
     return Victim(
         saved["name"],
         saved["family"],

@@ -206,12 +206,13 @@ def save_params(folder: StrPath, params: PyTree, metadata: dict[str, Any]) -> No
     _Write(epath.Path(folder), params, metadata).wait()
 
 
-def load_params(folder: StrPath, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def load_params(folder: StrPath, like: PyTree, dtype: str = "") -> tuple[PyTree, dict[str, Any]]:
     """Loads what `save_params` saved.
 
     Args:
         folder: where from.
-        like: as in `Checkpoints.restore`.
+        like: as in `Checkpoints.restore`; of shapes alone (`jax.ShapeDtypeStruct`) with `dtype`.
+        dtype: what arrays become as they are read: no device holds both; empty keeps theirs.
 
     Returns:
         The parameters, the metadata.
@@ -220,7 +221,7 @@ def load_params(folder: StrPath, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         UserError: there is no whole model in the folder, or its arrays differ from `like`.
     """
     try:
-        return _read(epath.Path(folder), like)
+        return _read(epath.Path(folder), like, dtype)
     except _DamagedError as error:
         raise UserError(f"model {folder}: {error}; save or download it again") from error
 
@@ -346,9 +347,11 @@ def _copies(tree: PyTree) -> PyTree:
     return jax.tree.map(copy, tree)
 
 
-def _read(folder: epath.Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def _read(folder: epath.Path, like: PyTree, dtype: str = "") -> tuple[PyTree, dict[str, Any]]:
     wanted = _named_leaves(like)
     _check(folder, wanted)
+    if dtype:
+        wanted = {name: leaf.update(dtype=dtype) for name, leaf in wanted.items()}
     restored = _restore(folder, wanted)
     leaves = [
         restored[name][()] if isinstance(leaf, np.generic) else restored[name]

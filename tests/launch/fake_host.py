@@ -7,6 +7,7 @@ Python it is robustjax: it notes what it was started with, and does what `Cloud.
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,8 @@ def run(program: Path, arguments: list[str]) -> int:
             stub(Path(arguments[-1]) / "bin" / "python")
     elif arguments[:1] == ["-c"]:
         print("jax 0.10.2")
+    elif arguments[:2] == ["-m", "launch.progress"]:  # of the code that was sent
+        return subprocess.run([sys.executable, *arguments]).returncode
     else:
         assert arguments[:2] == ["-m", "robustjax"], arguments
         return robustjax(home, arguments[2:])
@@ -50,9 +53,9 @@ def robustjax(home: Path, arguments: list[str]) -> int:
     job = (json.loads(told.read_text()) if told.exists() else {}).get(f"worker_{home.name}", {})
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(75))
     print("robustjax begins", flush=True)
-    workdir = arguments[-1].partition("--workdir=gs://")[2]
+    workdir = arguments[-1].partition("--workdir=")[2]
     if workdir and job.get("writes"):
-        folder = cloud / "buckets" / workdir
+        folder = cloud / "buckets" / workdir.removeprefix("gs://")  # a shared one stays what it is
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "attack_records.jsonl", "a") as file:
             file.write("a record\n")

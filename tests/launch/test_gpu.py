@@ -79,6 +79,20 @@ def test_a_job_on_two_gpu_hosts(launch, cloud, project):
     assert launch("gpu", "status", **HOSTS).stdout.startswith("slice: ACTIVE\n")
 
 
+def test_what_came_in_a_folder_of_the_hosts(launch, tmp_path):
+    folder = tmp_path / "a shared folder"
+    told = '{"marked": %d, "written": %d, "saved": ""}\n'
+    assert launch("gpu", "setup", **HOSTS).returncode == 0
+    assert launch("gpu", "progress", f"--workdir={folder}", **HOSTS).stdout == told % (0, 0)
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("12345\n")
+    (folder / "DONE").write_text("{}")
+    done = launch("gpu", "progress", f"--workdir={folder}", **HOSTS)
+    assert (done.returncode, done.stdout) == (0, told % (1, 6)), done.stderr
+    assert "WORKDIR is missing" in launch("gpu", "progress", **HOSTS).stderr
+    assert launch("gpu", "progress", "--workdir=w", HOSTS="me@nowhere").returncode == 255
+
+
 def test_one_gpu_host_is_no_company(launch, cloud):
     assert launch("gpu", "setup", "--hosts=me@second").returncode == 0
     assert launch("gpu", "run", "--hosts=me@second", "--", "attack").returncode == 0

@@ -58,7 +58,7 @@ def test_the_page_has_what_it_promises():
     ten = re.findall(r"(?:^ {4}.*\n)+", first[2], flags=re.MULTILINE)[0]
     assert len(re.sub(r"\\\n\s*", "", ten).splitlines()) == 10
     assert {"Quotas", "When stuck", "Traps of slices with several hosts"} <= {*titles}
-    for verb in ("create", "setup", "run", "status", "logs", "attach", "stop", "delete"):
+    for verb in "create setup run status logs attach progress stop delete".split():
         assert f"`{verb}`" in README
     assert len(COMMANDS) >= 20
 

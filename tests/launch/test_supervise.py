@@ -152,6 +152,22 @@ def test_it_does_not_give_up_while_something_comes_of_it(supervise, cloud):
 
 
 @pytest.mark.slow
+def test_a_folder_that_only_the_workers_see_tells_what_came_of_it(
+    supervise, cloud, project, tmp_path
+):
+    folder = tmp_path / "a shared  folder"
+    cloud.behave(worker_0={"waits": True, "writes": True})
+    process = supervise(command=(*COMMAND[:-1], f"--workdir={folder}"))
+    wait_for((folder / "attack_records.jsonl").exists)
+    cloud.behave()
+    cloud.preempt("a-slice")
+    err = ended(process)
+    assert starts(cloud) == 2 and "without progress" not in err
+    state = read_state(project / "runs" / "launch" / "job.json")
+    assert state.failures == 0 and state.best.written > 0
+
+
+@pytest.mark.slow
 def test_a_mistake_of_the_users_is_not_repeated(supervise, cloud):
     cloud.behave(worker_0={"status": 2})
     ended(supervise(), 2)
@@ -248,6 +264,7 @@ class Scripted:
 
     def __init__(self, looks):
         self.looks, self.done, self.now, self.waited = list(looks), [], 0.0, []
+        self.writes, self.asked = False, []
 
     def look(self):
         return self.looks.pop(0)
@@ -255,6 +272,10 @@ class Scripted:
     def do(self, verb, *arguments):
         self.done.append(verb)
         return 0
+
+    def progress(self, workdir):
+        self.asked.append(workdir)
+        return Progress(written=self.done.count("run") if self.writes else 0)
 
     def sleep(self, seconds):
         self.waited.append(seconds)
@@ -270,10 +291,10 @@ ABSENT = Look("ABSENT")
 def scripted(tmp_path, monkeypatch):
     """scripted(looks...) -> the supervisor and its script."""
 
-    def make(*looks, patience=PATIENCE):
+    def make(*looks, patience=PATIENCE, command=("attack",)):
         script = Scripted(looks)
         monkeypatch.setattr("launch.supervise.Launcher", lambda kind, flags: script)
-        state = State(["attack"], [], "tpu", "", 0.0)
+        state = State([*command], [], "tpu", "", 0.0)
         file = StateFile(tmp_path / "state.json")
         times = {"clock": lambda: script.now, "sleep": script.sleep}
         return Supervisor(file, state, patience, **times), script
@@ -301,6 +322,29 @@ def test_it_gives_up_when_every_slice_is_taken_away(scripted):
     supervisor, script = scripted(*gone * 4, NONE, Look("SUSPENDED"), ABSENT)
     assert supervisor.run() == 1
     assert script.done.count("create") == 4 and script.done.count("run") == 5
+
+
+SHARED = ("attack", "--workdir=/shared/w")
+TAKEN_AWAY = (NONE, Look("SUSPENDED"), ABSENT)
+FAILED = Look("ACTIVE", "failed 1")
+
+
+@pytest.mark.parametrize(
+    ("looks", "failures"), [(TAKEN_AWAY * 7 + (NONE,), 2), ((NONE, *[FAILED] * 7), 1)]
+)
+def test_a_job_that_comes_on_in_a_shared_folder_is_not_given_up(scripted, looks, failures):
+    """Nobody can look into it while there is no slice; the next one tells."""
+    patience = dataclasses.replace(PATIENCE, failures=failures)
+    supervisor, script = scripted(*looks, DONE, ABSENT, command=SHARED, patience=patience)
+    script.writes = True
+    assert supervisor.run() == 0
+    assert script.done.count("run") == 8 and {*script.asked} == {"/shared/w"}
+
+
+@pytest.mark.parametrize("looks", [TAKEN_AWAY * 5, (NONE, *[FAILED] * 5, ABSENT)])
+def test_a_job_that_stands_still_in_a_shared_folder_is_given_up(scripted, looks):
+    supervisor, script = scripted(*looks, command=SHARED)
+    assert supervisor.run() == 1 and script.done.count("run") == 5
 
 
 def test_an_end_that_was_counted_before_a_kill_is_not_counted_again(scripted):

@@ -12,12 +12,13 @@ from robustjax import load_victim
 from robustjax.cli import main
 from robustjax.errors import UserError
 from robustjax.models import convert as convert_module
-from robustjax.models import hf_save
+from robustjax.models import hf_save, model_folder
 from robustjax.models.convert import convert
 from robustjax.models.layers import Numerics
 from robustjax.models.model_folder import load_model, save_model
 from robustjax.models.transformer import layer_params
-from robustjax.models.victim import Victim
+from robustjax.models.victim import Victim, param_shardings
+from robustjax.runtime.checkpoint import load_params
 from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
 from tests.models.folders import SHARD, TEXTS, record_of, tensors_of
 from tests.models.tiny import CONFIGS, define, make_params
@@ -77,6 +78,29 @@ def test_to_hugging_face_and_back(scanned, tmp_path, mesh, tiny_tokenizer):
             np.testing.assert_array_equal,
             *(layer_params(victim.definition, victim.params, index) for victim in (one, other)),
         )
+
+
+def test_other_number_formats_are_read_as_such(tmp_path, tiny_tokenizer, monkeypatch):
+    """No device has the weights in both, which would be too much of a large model."""
+    mesh = make_mesh(MeshConfig(1, 2, 2))
+    definition = define(dataclasses.replace(CONFIGS["qwen2"], vocab=tiny_tokenizer.num_ids))
+    params = make_params(definition)
+    model = Victim("mine", "mine", definition, params, tiny_tokenizer, mesh, AxisRules())
+    save_model(tmp_path, model)
+    expected = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+    kinds = set()
+
+    def watched(*given):
+        params, metadata = load_params(*given)
+        kinds.update(leaf.dtype.name for leaf in jax.tree.leaves(params))
+        return params, metadata
+
+    monkeypatch.setattr(model_folder, "load_params", watched)
+    loaded = load_model(tmp_path, mesh, AxisRules(), Numerics(param_dtype="bfloat16"))
+    assert kinds == {"bfloat16"}
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+    shardings = param_shardings(loaded.definition, mesh, AxisRules())
+    assert jax.tree.map(lambda leaf: leaf.sharding, loaded.params) == shardings
 
 
 def test_mixed_types_become_the_type_that_holds_them_all(make_folder, tmp_path):
