@@ -18,7 +18,7 @@ VERBS = ("create", "setup", "run", "status", "logs", "attach", "stop", "delete")
 def runs(cloud, worker=0):
     """What robustjax was started with on a worker, start by start."""
     path = cloud.home("a-slice", worker) / "runs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def wait_for(condition):
