@@ -1,6 +1,7 @@
 """Tokenizers built as the published ones are, with a few thousand ids, trained on made-up text."""
 
 import functools
+import json
 
 import numpy as np
 import tokenizers
@@ -106,4 +107,101 @@ def qwen2():
     return Tokenizer(backend, {"eos_token": "<|im_end|>", "pad_token": END_OF_TEXT})
 
 
+SPACE = "\u2581"
+LLAMA_SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def _marking(normalizer, pre_tokenizer, decoder):
+    """Words that begin with a mark for the space before them, single digits, no bytes."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(SPACE, "first"), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        show_progress=False,
+        special_tokens=LLAMA_SPECIAL,
+        initial_alphabet=[chr(code) for code in range(ord("!"), ord("~") + 1)],
+    )
+    backend.train_from_iterator(made_up_texts(), trainer)
+    backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+    backend.decoder = decoder
+    return Tokenizer(backend, {"eos_token": "</s>", "unk_token": "<unk>"})
+
+
+@functools.cache
+def llama():
+    """As Llama-2's and the first Mistral's: a normalizer puts a mark before each text."""
+    return _marking(
+        normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]),
+        None,
+        decoders.Sequence(
+            [
+                decoders.Replace(SPACE, " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        ),
+    )
+
+
+@functools.cache
+def metaspace():
+    """As transformers writes Llama's now: the pre-tokenizer puts the mark."""
+    pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first")
+    return _marking(None, pre_tokenizer, decoders.Metaspace(SPACE, "first"))
+
+
+@functools.cache
+def metaspace_always():
+    """The same, and a mark after each special token too."""
+    pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always", split=False)
+    return _marking(None, pre_tokenizer, decoders.Metaspace(SPACE, "always"))
+
+
 KINDS = {"neox": neox, "qwen2": qwen2}
+"""Byte-level: a text has the same tokens wherever it stands, if no token reaches into it."""
+
+MARKING = {"llama": llama, "metaspace": metaspace, "metaspace_always": metaspace_always}
+"""With a mark at the beginning of a text."""
+
+
+class Plainly:
+    """What a kind makes of texts, without asking how the package tells parts from whole ones."""
+
+    def __init__(self, kind):
+        self.tokenizer = (KINDS | MARKING)[kind]()
+        self._backend = self._inside = self.tokenizer._backend
+        self._marks_after = ()
+        if kind in MARKING:
+            self._inside = _unmarked(kind)
+            self._marks_after = ("",) if kind == "metaspace" else ("", *LLAMA_SPECIAL)
+
+    def text(self, ids):
+        if not self._marks_after:
+            return self.tokenizer.decode([ids])[0]
+        return "".join(map(self._backend.id_to_token, ids)).replace(SPACE, " ")
+
+    def whole(self, text):
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def opening(self, before):
+        """Ids of a text that another one follows."""
+        if before in self._marks_after or before.endswith(self._marks_after[1:]):
+            return [*self.whole(before), self._backend.token_to_id(SPACE)]
+        return self.whole(before)
+
+    def inside(self, text):
+        """Ids of a text, without special tokens, that follows another one."""
+        return self._inside.encode(text, add_special_tokens=False).ids
+
+
+def _unmarked(kind):
+    """The same tokenizer, but that it puts no mark anywhere."""
+    description = json.loads(MARKING[kind]()._backend.to_str())
+    if kind == "llama":
+        del description["normalizer"]["normalizers"][0]
+    else:
+        description["pre_tokenizer"]["prepend_scheme"] = "never"
+    return tokenizers.Tokenizer.from_str(json.dumps(description))

@@ -59,8 +59,8 @@ class SlotText:
         if tokenizer.cuts_before_spaces:
             left = "".join(pieces(before)[-_PIECES_BEFORE:])
             right = "".join(pieces(after)[:_PIECES_AFTER])
-        ids = tokenizer.encode([before, after, left, right])
-        before_ids, after_ids, left_ids, right_ids = map(tuple, ids)
+        before_ids, left_ids = map(tuple, tokenizer.encode_opening([before, left]))
+        after_ids, right_ids = map(tuple, tokenizer.encode_inside([after, right]))
         return cls(before, after, before_ids, after_ids, left, left_ids, right, right_ids)
 
     @classmethod
@@ -95,8 +95,8 @@ def survivors(
     """Which candidates may be scored: the five conditions of Howe et al. 2024 (arXiv 2407.18213).
 
     A candidate survives if (a) the joined text tokenises to the substituted ids, (b) its own text
-    does so alone, (c, d) nothing before or after the slot changes (part of a), and (e) it differs
-    from the current slot.
+    does so alone (without the mark that a beginning may get), (c, d) nothing before or after the
+    slot changes (part of a), and (e) it differs from the current slot.
 
     Args:
         current: the slot that an example's candidates stem from, or that each of them does.
@@ -117,7 +117,7 @@ def _are_clean(
     """Whether slots re-tokenise to themselves, alone and each in its own surroundings."""
     encoder = PieceEncoder(tokenizer)
     texts = tokenizer.decode(rows)
-    alone = encoder.encode(texts)
+    alone = encoder.encode_inside(texts)
     # Most slots fail alone if they fail at all, and what is left shares its pieces with them.
     left = [index for index, row in enumerate(rows) if alone[index] == row]
     joined = encoder.encode([around[index].joined(texts[index]) for index in left])
@@ -172,7 +172,7 @@ def clean_start(
     ``@&@&...`` if that works; otherwise its tokens are replaced by random ones, position after
     position, until a slot survives; None after 10,000 trials.
     """
-    (start,) = tokenizer.encode([_start_text(num_tokens)])
+    (start,) = tokenizer.encode_inside([_start_text(num_tokens)])
     rng = np.random.default_rng([seed, example_id])
     allowed = tokenizer.allowed_attack_ids
     slot = np.array(start if len(start) == num_tokens else rng.choice(allowed, num_tokens))
@@ -217,7 +217,7 @@ def why_no_start(
     Args:
         position: where the slot was to stand, for the message only.
     """
-    (ids,) = tokenizer.encode([_start_text(num_tokens)])
+    (ids,) = tokenizer.encode_inside([_start_text(num_tokens)])
     (text,) = tokenizer.decode([ids])
     reason = slot_obstacle(tokenizer, surrounding.before, text, surrounding.after)
     if reason is None and len(ids) != num_tokens:

@@ -27,6 +27,9 @@ from robustjax.runtime.rows import put
 
 _SPARE = 3
 """Samples of each beam, in multiples of those wanted: enough to pass over some."""
+_LEAST = 256
+"""Samples of each beam, however few are wanted. Inside a word most of what a model proposes goes on
+with the word, and merges with what precedes; a beam without a fitting token is lost."""
 
 Pairs = tuple[Any, Any]
 """Keys and values of every layer, laid out as in ``transformer.Cache``."""
@@ -90,7 +93,7 @@ def empty_pairs(sampler: Victim, rows: int, beams: int, width: int) -> Pairs:
 
 def num_samples(wanted: int, victim: Definition, sampler: Definition) -> int:
     """``M``, tokens sampled after each beam so that ``wanted`` of them fit."""
-    return min(_SPARE * wanted, victim.config.vocab, sampler.config.vocab)
+    return min(max(_SPARE * wanted, _LEAST), victim.config.vocab, sampler.config.vocab)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "count"), donate_argnames=("pairs",))

@@ -207,7 +207,7 @@ def with_goal(
     """
     goal_ids: list[int] = []
     if victim.definition.head == "lm":
-        (goal_ids,) = victim.tokenizer.encode([example.proxy_gen_target])
+        (goal_ids,) = victim.tokenizer.encode_inside([example.proxy_gen_target])
         if not goal_ids:
             return "the text that the model should go on with is empty"
     prompt = Prompt(example, surrounding, (), tuple(goal_ids))

@@ -311,7 +311,7 @@ def _longest_goal(config: AttackRunConfig, task: Task, tokenizer: Tokenizer) -> 
     goals = {example.proxy_gen_target for example in examples}
     if config.judge == WRONG_ANSWER:
         goals |= {example.gen_target for example in examples}
-    return max(len(ids) for ids in tokenizer.encode(sorted(goals)))
+    return max(len(ids) for ids in tokenizer.encode_inside(sorted(goals)))
 
 
 def _result(summary: dict[str, Any]) -> str:

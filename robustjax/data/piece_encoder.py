@@ -30,6 +30,13 @@ class PieceEncoder:
         known = self._known.__getitem__
         return [list(itertools.chain.from_iterable(map(known, parts))) for parts in cut]
 
+    def encode_inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text behind another, as ``Tokenizer.encode_inside`` does."""
+        # Where the rule is proved, that is the same, and the pieces are shared.
+        if self._tokenizer.cuts_before_spaces:
+            return self.encode(texts)
+        return self._tokenizer.encode_inside(texts)
+
     def _learn(self, parts: Iterable[str]) -> None:
         new = [part for part in dict.fromkeys(parts) if part not in self._known]
         self._known.update(zip(new, self._tokenizer.encode(new), strict=True))

@@ -125,7 +125,9 @@ def locate(tokenizer: Tokenizer, segments: Sequence[Segment]) -> PromptTokens:
     texts = [segment.text for segment in segments]
     before, after = "".join(texts[:index]), "".join(texts[index + 1 :])
     text = before + texts[index] + after
-    whole, before_ids, after_ids = tokenizer.encode([text, before, after])
+    (whole,) = tokenizer.encode([text])
+    (before_ids,) = tokenizer.encode_opening([before])
+    (after_ids,) = tokenizer.encode_inside([after])
     cuts = list(itertools.accumulate(map(len, texts[:-1])))
     (characters,) = tokenizer.character_spans([text])
     shared = [_tokens_across(tokenizer, text, characters, cut) for cut in cuts]

@@ -2,6 +2,10 @@
 
 One rule holds everywhere (Howe et al. 2024, arXiv 2407.18213): no special tokens are added, nothing
 is truncated, nothing is padded. Padding belongs to `robustjax.data.batching`.
+
+Some tokenizers mark the beginning of a text (`robustjax.data.beginnings`). For those alone it makes
+a difference whether a text is whole (`encode`), or the first or a later part of a longer one
+(`encode_opening`, `encode_inside`).
 """
 
 import functools
@@ -15,7 +19,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
-from robustjax.data import cuts
+from robustjax.data import beginnings, cuts
 from robustjax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -38,7 +42,8 @@ class Tokenizer:
             config: the content of `tokenizer_config.json`, which names the special tokens.
 
         Raises:
-            UserError: `config` names neither a pad nor an end-of-sequence token that exists.
+            UserError: `config` names neither a pad nor an end-of-sequence token that exists; or
+                the tokenizer marks the beginning of texts and knows no character by itself.
         """
         backend.no_truncation()
         backend.no_padding()
@@ -61,6 +66,7 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(
             flagged | {i for i in ids.values() if i is not None}
         )
+        self._neighbours = _neighbours(backend)
 
     @classmethod
     def load(cls, folder_or_name: str | Path) -> "Tokenizer":
@@ -125,7 +131,7 @@ class Tokenizer:
     def standalone_ids(self) -> Int[np.ndarray, " V"]:
         """The allowed attack ids whose own text is tokenised to just them, increasing."""
         rows = self.allowed_attack_ids[:, None].tolist()
-        ids = self.encode(self.decode(rows))
+        ids = self.encode_inside(self.decode(rows))
         return np.array([row[0] for row, own in zip(rows, ids, strict=True) if own == row], int)
 
     @functools.cached_property
@@ -146,21 +152,42 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_opening(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids that each text has before another one, the beginning's mark included."""
+        if not self._neighbours:
+            return self.encode(texts)
+        return beginnings.before_a_neighbour(self.encode, self._neighbours, texts)
+
+    def encode_inside(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids that each text has behind another one."""
+        if not self._neighbours:
+            return self.encode(texts)
+        return beginnings.behind_a_neighbour(self.encode, self._neighbours, texts)
+
     def decode(self, rows: Sequence[Sequence[int] | np.ndarray] | np.ndarray) -> list[str]:
-        """Returns the text of each row of ids.
+        """Returns the text of each row of ids, as they stand behind others.
 
         Special tokens, and ids beyond the vocabulary (padded embedding rows), decode to nothing.
-        Spaces are not cleaned up. Bytes that form no character become U+FFFD.
+        Spaces are not cleaned up, nor left out in front. Bytes that form no character become
+        U+FFFD.
         """
         plain = rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
         text_of = self._whole_texts.__getitem__
+        before, ids = self._before
         texts: list[str] = []
         for row in plain:
             try:
                 texts.append("".join(map(text_of, row)))
             except KeyError:
-                texts += self._backend.decode_batch([row], skip_special_tokens=True)
+                (text,) = self._backend.decode_batch([[*ids, *row]], skip_special_tokens=True)
+                texts.append(text.removeprefix(before))
         return texts
+
+    @functools.cached_property
+    def _before(self) -> tuple[str, list[int]]:
+        """A text to decode rows behind, and its ids; nothing if the beginning is as any place."""
+        text = next(iter(self._neighbours), "")
+        return text, self.encode([text])[0]
 
     @functools.cached_property
     def _whole_texts(self) -> dict[int, str]:
@@ -194,7 +221,11 @@ class Tokenizer:
     def normalise(self, text: str) -> str:
         """Returns what the tokenizer makes of a text before it cuts it up (NFC, for example)."""
         normalizer = self._backend.normalizer
-        return text if normalizer is None else normalizer.normalize_str(text)
+        if normalizer is None:
+            return text
+        before, _ = self._before
+        normal = str(normalizer.normalize_str(before + text))
+        return normal.removeprefix(normalizer.normalize_str(before)) if before else normal
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json` for transformers.AutoTokenizer."""
@@ -241,6 +272,21 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         "clean_up_tokenization_spaces": False,
     }
     return Tokenizer(backend, config)
+
+
+def _neighbours(backend: tokenizers.Tokenizer) -> dict[str, int]:
+    """Characters to read a text beside, if the tokenizer marks beginnings; else none."""
+    parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
+    described = {name: json.loads(part.__getstate__()) for name, part in parts.items() if part}
+    if not beginnings.marks_beginnings(described):
+        return {}
+    found = beginnings.neighbours(backend.token_to_id)
+    if not found:
+        raise UserError(
+            "the tokenizer marks the beginning of a text, and knows no letter, digit or sign by "
+            "itself, so that it cannot be told what a text is inside another: take another one"
+        )
+    return found
 
 
 def _token_text(entry: Any) -> str | None:

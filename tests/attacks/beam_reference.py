@@ -5,6 +5,8 @@ import numpy as np
 from tests.attacks.reference import TOLERANCE, WIDTH, Reference, whole_scores
 from tests.attacks.tiny import fold_in, gumbel, randint, seed_key
 
+TRIED = 256  # tokens that are looked at after each slot of BEAST, or 3 for each that is wanted
+
 
 def example_key(reference, iteration):
     return fold_in(fold_in(seed_key(reference.seed), reference.example.example_id), iteration)
@@ -89,7 +91,7 @@ def plain_samples(reference, sampler, beam, iteration):
     perturbed = scores[:vocab] + gumbel(key, vocab)
     possible = [token for token in tokenizer.allowed_attack_ids.tolist() if token < vocab]
     order = sorted(possible, key=lambda token: -perturbed[token])
-    return order[: 3 * reference.attack.branch_factor], perturbed
+    return order[: max(TRIED, 3 * reference.attack.branch_factor)], perturbed
 
 
 def slot_inside(reference, text):

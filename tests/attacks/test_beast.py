@@ -156,6 +156,24 @@ def test_text_that_spells_a_special_token_is_passed_over():
     assert record.num_retokenised >= 1
 
 
+def test_a_token_that_fits_is_found_though_one_only_is_wanted():
+    """Behind the text before the slot only one letter of twelve does not become another token."""
+    tokenizer = letters_tokenizer("abcdefghijkl")
+    tokenizer._backend.add_tokens([f"a{letter}" for letter in "abcdefghijk"])
+    victim = make_victim(tokenizer, vocab=32, width=8)
+    sampler = make_victim(tokenizer, vocab=32, width=8, head="lm", weights=1.0)
+    examples = make_examples(victim, ["bca", "dea", "faca", "hila", "jka", "ela"])
+    attack = BEAST(num_iterations=2, beam_width=1, branch_factor=1)
+
+    records = attack_with(victim, sampler, examples, attack)
+
+    for example in examples:
+        record = records[example.example_id]
+        assert_follows_beast(victim, sampler, example, INSERT, attack, 0, record)
+        assert record.iterations[0].slot_text == "l"
+    assert max(record.num_retokenised for record in records.values()) > 3
+
+
 def test_a_companion_that_is_missing_or_does_not_fit_is_refused(victim, sampler, examples):
     def refused(victim, companion, message):
         with pytest.raises(UserError, match=message):

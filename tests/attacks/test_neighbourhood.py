@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from robustjax.attacks.retokenize import SlotText, survivors
-from tests.tokenizer_kinds import KINDS, MARKS, RUNS, SCRIPTS
+from tests.tokenizer_kinds import KINDS, MARKING, MARKS, RUNS, SCRIPTS, Plainly
 
 ORDINARY = "Is it spam?\n\nPlease send the report before Friday; the meeting was moved"
 WIDTH = 5
@@ -37,6 +37,7 @@ BEFORE = {
     "an apostrophe": ORDINARY + " it'",
     "a special token": ORDINARY + "<|endoftext|>",
     "special tokens and a name": ORDINARY + "<|im_end|>\n<|im_start|>user",
+    "a special token of others": ORDINARY + " to half past</s>",
     "half a special token": ORDINARY + " <|im_",
     "an added token": ORDINARY + " <tool_call>",
     "nothing": "",
@@ -58,9 +59,17 @@ AFTER = (
 )
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request):
-    return KINDS[request.param]()
+@pytest.fixture(scope="module", params=[*KINDS, *MARKING])
+def plainly(request):
+    return Plainly(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(plainly):
+    return plainly.tokenizer
+
+
+byte_level = pytest.mark.parametrize("plainly", KINDS, indirect=True)
 
 
 @functools.cache
@@ -68,7 +77,8 @@ def snippets(tokenizer):
     """Ids of short texts that like to merge: runs, marks, scripts, pieces of special tokens."""
     texts = [run * n for run in RUNS for n in (1, 2, 3, 7)]
     texts += [*MARKS, *SCRIPTS, *"e i \u0301 \u0338 <| im_ start |> > end of text".split(" ")]
-    return [row for row in tokenizer.encode(texts) if row]
+    rows = tokenizer.encode_inside(texts)
+    return [row for row in rows if row and tokenizer.special_ids.isdisjoint(row)]
 
 
 def candidates(tokenizer, rng, count):
@@ -90,13 +100,13 @@ def candidates(tokenizer, rng, count):
     return slots.astype(np.int32), base.astype(np.int32)
 
 
-def slow_verdicts(tokenizer, before, after, slots, current):
+def slow_verdicts(plainly, before, after, slots, current):
     """All five conditions, from texts that are built and tokenised as a whole."""
-    before_ids, after_ids = tokenizer.encode([before, after])
+    before_ids, after_ids = plainly.opening(before), plainly.inside(after)
     start, end = len(before_ids), len(after_ids)
-    texts = tokenizer.decode(slots.tolist())
-    wholes = tokenizer.encode([before + text + after for text in texts])
-    alone = tokenizer.encode(texts)
+    texts = [plainly.text(slot) for slot in slots.tolist()]
+    wholes = [plainly.whole(before + text + after) for text in texts]
+    alone = map(plainly.inside, texts)
     return np.array(
         [
             whole == before_ids + slot + after_ids
@@ -126,9 +136,9 @@ class Judged:
         return [(self.name, surrounding.after, slot) for slot in self.slots[got != self.expected]]
 
 
-def judge(tokenizer, count, seed):
+def judge(plainly, count, seed):
     """So many candidates for each text before and each after the slot."""
-    rng = np.random.default_rng(seed)
+    rng, tokenizer = np.random.default_rng(seed), plainly.tokenizer
     for name, before in BEFORE.items():
         for after in AFTER:
             slots, current = candidates(tokenizer, rng, count)
@@ -137,13 +147,13 @@ def judge(tokenizer, count, seed):
                 SlotText.surrounding(tokenizer, before, after),
                 slots,
                 current,
-                slow_verdicts(tokenizer, before, after, slots, current),
+                slow_verdicts(plainly, before, after, slots, current),
             )
 
 
 @pytest.fixture(scope="module")
-def judged(tokenizer):
-    return list(judge(tokenizer, 30, seed=0))
+def judged(plainly):
+    return list(judge(plainly, 30, seed=0))
 
 
 def assert_all_right(tokenizer, judged):
@@ -152,7 +162,7 @@ def assert_all_right(tokenizer, judged):
     for prompt in judged:
         assert prompt.wrong(tokenizer) == []
         shares[prompt.name] += prompt.expected.mean() / len(AFTER)
-    assert all(0.02 < share < 0.9 for share in shares.values()), shares
+    assert all(0.02 < share < 0.95 for share in shares.values()), shares
     assert 0.4 < np.mean(list(shares.values())) < 0.8, shares
 
 
@@ -162,11 +172,12 @@ def test_ten_thousand_verdicts_are_those_of_the_whole_prompt(tokenizer, judged):
 
 
 @pytest.mark.slow
-def test_ten_thousand_verdicts_after_each_kind_of_text(tokenizer):
+def test_ten_thousand_verdicts_after_each_kind_of_text(plainly):
     assert 840 * len(AFTER) > 10_000
-    assert_all_right(tokenizer, judge(tokenizer, 840, seed=1))
+    assert_all_right(plainly.tokenizer, judge(plainly, 840, seed=1))
 
 
+@byte_level
 @pytest.mark.parametrize(("left", "right"), [(4, None), (12, None), (None, 1)])
 def test_a_fixed_number_of_characters_gets_verdicts_wrong(left, right, tokenizer, judged):
     """What the tests above would see if a neighbourhood were too small."""
@@ -183,7 +194,7 @@ def test_a_fixed_number_of_characters_gets_verdicts_wrong(left, right, tokenizer
     assert len(wrong) > 2
 
 
-def test_the_parent_of_each_candidate_can_be_its_own(tokenizer):
+def test_the_parent_of_each_candidate_can_be_its_own(plainly, tokenizer):
     slots, base = candidates(tokenizer, np.random.default_rng(3), 40)
     surrounding = SlotText.surrounding(tokenizer, ORDINARY, "\n\nAnswer:")
     parents = np.repeat(base[None], 40, 0)
@@ -192,13 +203,14 @@ def test_the_parent_of_each_candidate_can_be_its_own(tokenizer):
     (got,) = survivors(tokenizer, [surrounding], slots[None], parents[None])
 
     expected = [
-        slow_verdicts(tokenizer, ORDINARY, "\n\nAnswer:", slot[None], parent)[0]
+        slow_verdicts(plainly, ORDINARY, "\n\nAnswer:", slot[None], parent)[0]
         for slot, parent in zip(slots, parents, strict=True)
     ]
     np.testing.assert_array_equal(got, expected)
     assert not got[::3].any() and 5 < got.sum() < 30
 
 
+@byte_level
 def test_only_words_beside_the_slot_are_tokenised_again(tokenizer):
     words = " Please send the report before Friday" * 50
     surrounding = SlotText.surrounding(tokenizer, "Dear" + words, "s and" + words)

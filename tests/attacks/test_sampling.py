@@ -9,7 +9,9 @@ import pytest
 from robustjax.attacks import sampling
 from robustjax.attacks.retokenize import SlotText
 from robustjax.models import transformer
+from robustjax.models.transformer import Definition
 from tests.attacks.tiny import letters_tokenizer, make_victim
+from tests.models.tiny import CONFIGS
 
 LETTERS = 5
 apply, encode = (jax.jit(f, static_argnums=0) for f in (transformer.apply, transformer.encode))
@@ -114,6 +116,26 @@ def test_the_first_that_fit_are_taken_in_order(monkeypatch):
     assert grown.passed_over.tolist() == [2, 4]
     assert len(set(asked)) == len(asked) == 5 + 3 + 5, "nothing is tried that is not needed"
     assert {name for name, first, _ in asked if first < 30} == {"x"}
+
+
+def test_fewer_samples_are_the_first_of_more(model):
+    few, _ = draw(model, [[*BEAM, 0]], 64, count=2)
+    many, _ = draw(model, [[*BEAM, 0]], 64)
+
+    np.testing.assert_array_equal(few, many[..., :2])
+
+
+def test_many_tokens_are_looked_at_however_few_are_wanted():
+    def count(wanted, *vocabularies):
+        victim, sampler = (
+            Definition(dataclasses.replace(CONFIGS["neox"], vocab=vocab)) for vocab in vocabularies
+        )
+        return sampling.num_samples(wanted, victim, sampler)
+
+    assert [count(wanted, 50_304, 50_304) for wanted in (1, 15, 85, 86, 200)] == [
+        *(256, 256, 256, 258, 600)
+    ]
+    assert (count(1, 100, 300), count(1, 300, 100), count(200, 400, 500)) == (100, 100, 400)
 
 
 def test_fewer_samples_than_are_wanted_leave_room(monkeypatch):

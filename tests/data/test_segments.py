@@ -25,7 +25,7 @@ from robustjax.data.segments import (
 )
 from robustjax.data.tokens import Tokenizer
 from tests.attacks.tiny import letters_tokenizer
-from tests.tokenizer_kinds import KINDS, MARKS, RUNS, SCRIPTS
+from tests.tokenizer_kinds import KINDS, MARKING, MARKS, RUNS, SCRIPTS
 
 IMMUTABLE, PERTURBABLE, OVERWRITABLE = ChunkKind
 INSERT = (IMMUTABLE, PERTURBABLE, IMMUTABLE)
@@ -36,7 +36,7 @@ FRAGMENTS = (
     *MARKS,
     *SCRIPTS,
     *"the Friday , 12 x \u0301 <|im_end|> \x00 \x1b".split(" "),
-    "  ",
+    *("  ", "</s>"),
 )
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
@@ -47,7 +47,10 @@ TEXTS = st.one_of(
 
 @pytest.fixture(scope="module", params=KINDS)
 def tokenizer(request):
-    return KINDS[request.param]()
+    return (KINDS | MARKING)[request.param]()
+
+
+any_kind = pytest.mark.parametrize("tokenizer", [*KINDS, *MARKING], indirect=True)
 
 
 def example_of(*chunks):
@@ -105,12 +108,14 @@ any_prompt = given(
 )
 
 
+@any_kind
 @settings(max_examples=150)
 @any_prompt
 def test_any_prompt_is_covered_and_agrees_with_the_engine(tokenizer, chunks, slot, position, kinds):
     check_prompt(tokenizer, chunks, slot, position, kinds)
 
 
+@any_kind
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None)
 @any_prompt
@@ -136,7 +141,7 @@ def check_prompt(tokenizer, chunks, slot, position, kinds):
     if tokens.slot is not None:
         assert tokens.ids[: tokens.slot.start] == surrounding.before_ids
         assert tokens.ids[tokens.slot.stop :] == surrounding.after_ids
-    slot_ids = tokenizer.encode([slot])[0]
+    slot_ids = tokenizer.encode_inside([slot])[0]
     if slot_ids and tokenizer.decode([slot_ids]) == [slot]:
         width = len(tokens.ids)
         ids, mask, fits = retokenise(
@@ -148,7 +153,8 @@ def check_prompt(tokenizer, chunks, slot, position, kinds):
             assert ids[0, 0][mask[0, 0]].tolist() == [tokens.ids[i] for i in tokens.slot]
 
     text = before + slot + after
-    if unicodedata.normalize("NFC", text) == text:
+    is_byte_level = isinstance(tokenizer._backend.decoder, tokenizers.decoders.ByteLevel)
+    if is_byte_level and unicodedata.normalize("NFC", text) == text:
         normal = all(
             unicodedata.normalize("NFC", text[place:]) == text[place:]
             for place in np.cumsum([len(part) for part in texts])
@@ -164,10 +170,13 @@ def check_prompt(tokenizer, chunks, slot, position, kinds):
                     ]
 
 
+@any_kind
 def test_words_that_meet_cleanly_are_in_their_segments(tokenizer):
     tokens = tokens_of(tokenizer, ("Is it spam?\n\n", "the lazy dog", "\n\nAnswer:"), " fox")
 
-    assert shown(tokenizer, tokens) == [
+    (first, text), *others = shown(tokenizer, tokens)
+    # The mark that some put at the beginning is a space's.
+    assert [(first, text.removeprefix(" ")), *others] == [
         (INSTRUCTIONS, "Is it spam?\n\n"),
         (CONTENT, "the lazy dog"),
         (SLOT, " fox"),
