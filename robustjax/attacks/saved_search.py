@@ -22,6 +22,7 @@ from jaxtyping import Array, UInt32
 
 from robustjax.attacks.frame import BatchRun, Seen
 from robustjax.models.transformer import Params
+from robustjax.models.victim import Victim
 from robustjax.runtime import distributed
 from robustjax.runtime.files import write_bytes
 from robustjax.runtime.rows import fetch
@@ -146,11 +147,18 @@ def fingerprint(attack: Any, run: BatchRun) -> str:
     digest.update(json.dumps(about, sort_keys=True).encode())
     for leaf in jax.tree.leaves(fetch(run.batch)):
         digest.update(f"{leaf.shape}".encode() + leaf.tobytes())
-    for model in (run.victim, run.companion):
-        if model is not None:
-            digest.update(repr(model.definition).encode())
-            digest.update(fetch(weight_sums(model.params)).tobytes())
+    digest.update(of_models(run.victim, run.companion))
     return digest.hexdigest()
+
+
+def of_models(*models: Victim | None) -> bytes:
+    """What changes with the function or any weight of models; every process calls it."""
+    parts = []
+    for model in models:
+        if model is not None:
+            sums = fetch(weight_sums(model.params))
+            parts.append(repr(model.definition).encode() + sums.tobytes())
+    return b"".join(parts)
 
 
 @jax.jit

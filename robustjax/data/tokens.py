@@ -174,14 +174,17 @@ class Tokenizer:
         plain = rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
         text_of = self._whole_texts.__getitem__
         before, ids = self._before
-        texts: list[str] = []
-        for row in plain:
+        texts: dict[int, str] = {}
+        others = []
+        for number, row in enumerate(plain):
             try:
-                texts.append("".join(map(text_of, row)))
+                texts[number] = "".join(map(text_of, row))
             except KeyError:
-                (text,) = self._backend.decode_batch([[*ids, *row]], skip_special_tokens=True)
-                texts.append(text.removeprefix(before))
-        return texts
+                others.append(number)
+        rows = [[*ids, *plain[number]] for number in others]
+        decoded = self._backend.decode_batch(rows, skip_special_tokens=True)
+        texts |= {i: text.removeprefix(before) for i, text in zip(others, decoded, strict=True)}
+        return [texts[number] for number in range(len(plain))]
 
     @functools.cached_property
     def _before(self) -> tuple[str, list[int]]:

@@ -9,6 +9,7 @@ writes it.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -126,24 +127,26 @@ def attack_examples(
     _check_ids(examples)
     if attack.untargeted:
         examples = [dataclasses.replace(one, target_label=ANY_OTHER) for one in examples]
+    if path is not None:  # before anything is asked: the records there may be of another search
+        key = same_search.fingerprint(
+            *(victim, companion, examples, chunk_kinds, attack, seed, config),
+            *(only_correct, max_attacked, answers),
+        )
+        distributed.from_primary(
+            functools.partial(same_search.claim, Path(path), key), "whose records there are"
+        )
     clean = clean_answers(victim, examples, config) if answers is None else answers
     attacked, spared = _chosen(examples, clean, only_correct, max_attacked)
     prompts, failures = search.prepare(victim, attacked, chunk_kinds, attack, seed, companion)
     left_out = {one.example_id for one in spared} | failures.keys()
-    idle = []
-    for example in examples:
-        if example.example_id in left_out:
-            answer = clean[example.example_id]
-            reason = failures.get(example.example_id) or answer.failure
-            idle.append(_blank_record(example, answer, reason, attack, seed))
+    idle = [
+        _blank_record(one, clean[one.example_id], failures.get(one.example_id), attack, seed)
+        for one in examples
+        if one.example_id in left_out
+    ]
     batches = search.plan(prompts, config)
-    key = ""
-    if path is not None:
-        key = same_search.fingerprint(
-            victim, companion, examples, chunk_kinds, attack, seed, config
-        )
     done, whole = distributed.from_primary(
-        lambda: _resume(path, key, idle, batches, attack),
+        lambda: _resume(path, idle, batches, attack),
         "the records so far",
         plain=lambda found: (records.lines_of(found[0]), found[1]),
         back=lambda sent: (records.of_lines(sent[0]), sent[1]),
@@ -257,7 +260,6 @@ class ExecutedCost:
 
 def _resume(
     path: str | os.PathLike[str] | None,
-    key: str,
     idle: list[AttackRecord],
     batches: list[PlannedBatch],
     attack: Attack,
@@ -265,7 +267,6 @@ def _resume(
     """Keeps the batches that are recorded whole, and returns how many these are."""
     if path is None:
         return list(idle), 0
-    same_search.claim(Path(path), key)
     known = {record.example_id: record for record in records.read_complete_records(path)}
     for record in known.values():
         if len(record.iterations) not in (0, attack.num_iterations):
@@ -287,7 +288,7 @@ def _resume(
 def _blank_record(
     example: Example, clean: Answer, failure: str | None, attack: Attack, seed: int
 ) -> AttackRecord:
-    """The record of an example that was not attacked."""
+    """The record of an example that was not attacked, or could not even be asked."""
     return AttackRecord(
         example_id=example.example_id,
         label=example.label,
@@ -303,7 +304,7 @@ def _blank_record(
         seed=seed,
         flops_algorithmic=0,
         flops_executed=0,
-        failure=failure,
+        failure=failure or clean.failure,
         target_logprobs=None,
         clean_target_logprobs=clean.target_logprobs,
         attack=attack.name,

@@ -7,16 +7,16 @@ fingerprint of that: only the same search goes on with them.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from robustjax.attacks.saved_search import weight_sums
+from robustjax.attacks.saved_search import of_models
 from robustjax.attacks.search import Attack, SearchConfig
 from robustjax.data.prompts import ChunkKind, Example
 from robustjax.errors import UserError
+from robustjax.evaluation.answers import Answer
 from robustjax.models.victim import Victim
 from robustjax.runtime.files import write_text
-from robustjax.runtime.rows import fetch
 
 
 def fingerprint(
@@ -27,8 +27,14 @@ def fingerprint(
     attack: Attack,
     seed: int,
     config: SearchConfig,
+    only_correct: bool,
+    max_attacked: int | None,
+    answers: Mapping[int, Answer] | None,
 ) -> str:
-    """Of all that defines the records of a search, weights included; every process calls it."""
+    """Of all that defines the records of a search, weights included; every process calls it.
+
+    The arguments are those of ``evaluate.attack_examples``.
+    """
     about = {
         "attack": [attack.name, dataclasses.asdict(attack)],
         "seed": seed,
@@ -36,13 +42,11 @@ def fingerprint(
         "chunk_kinds": [kind.value for kind in chunk_kinds],
         "tokenizer": victim.tokenizer.fingerprint,
         "examples": [dataclasses.asdict(example) for example in examples],
+        "chosen": [only_correct, max_attacked],
+        "correct": None if answers is None else sorted(i for i in answers if answers[i].correct),
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for model in (victim, companion):
-        if model is not None:
-            digest.update(repr(model.definition).encode())
-            digest.update(fetch(weight_sums(model.params)).tobytes())
-    return digest.hexdigest()
+    known = json.dumps(about, sort_keys=True).encode()
+    return hashlib.sha256(known + of_models(victim, companion)).hexdigest()
 
 
 def claim(path: Path, key: str) -> None:

@@ -82,7 +82,7 @@ def test_company_order_and_interruption_change_no_bit(model_of, monkeypatch, tmp
 
     together = attacked(examples)
     assert not any(record.failure for record in together.values())
-    assert name != "gcg" or {one.examples for one in at_once} <= {1, 2, 3}
+    assert name != "gcg" or 1 <= max(one.examples for one in at_once) <= 3
     assert attacked(examples[::-1]) == together
     for alone in (examples[0], examples[-1]):
         assert attacked([alone]) == {alone.example_id: together[alone.example_id]}

@@ -221,7 +221,7 @@ def _drawn_slots(victim, example, attack):
     return [ids[real] for ids, real in zip(drawn.slots[0], drawn.mask[0], strict=True)]
 
 
-def test_records_of_another_attack_are_not_taken_over(victim, examples, tmp_path):
+def test_records_of_another_attack_are_not_taken_over(victim, examples, monkeypatch, tmp_path):
     path = tmp_path / "records.jsonl"
     run(victim, examples[:2], ATTACK, path=path)
     before = path.read_bytes()
@@ -240,16 +240,25 @@ def test_records_of_another_attack_are_not_taken_over(victim, examples, tmp_path
         "kinds": {"kinds": (INSERT[0], ChunkKind.OVERWRITABLE, INSERT[2])},
         "victim": {"victim": dataclasses.replace(victim, params=weights)},
         "batches": {"config": dataclasses.replace(CONFIG, batch_size=3)},
+        "wrong answers too": {"only_correct": False},
+        "fewer": {"max_attacked": 1},
     }
     usual = {"victim": victim, "members": examples[:2], "attack": ATTACK, "kinds": INSERT}
+
+    def asked(*_):
+        raise AssertionError("the victim was asked first")
+
+    monkeypatch.setattr(evaluate, "clean_answers", asked)
     for name, other in others.items():
         changed = usual | {"seed": 0, "config": CONFIG} | other
+        chosen = {one: changed[one] for one in ("only_correct", "max_attacked") if one in changed}
         with pytest.raises(UserError, match="records of another attack"):
             attack_examples(
                 *(changed[one] for one in ("victim", "members", "kinds", "attack")),
                 seed=changed["seed"],
                 config=changed["config"],
                 path=path,
+                **chosen,
             )
         assert path.read_bytes() == before, name
 
