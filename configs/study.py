@@ -70,7 +70,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     hardened = tuple(args["attack"].split("+"))
     if unknown := sorted(set(hardened) - HARDENINGS.keys()):
         raise ValueError(f"argument attack={unknown[0]!r} must be one of {', '.join(HARDENINGS)}")
-    is_whole = set(hardened) == HARDENINGS.keys()
     edges = (*EDGES, *WIDER_EDGES)
     row = PUBLISHED_POINTS.get(args["point"], {})
     attacks = {name: dict(attack) for name, attack in HARDENINGS.items()}
@@ -80,29 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = task_settings(args["task"], is_nano=False, num_train=20_000, num_validation=500)
     config.seeds = tuple(range(args["seed"], args["seed"] + args["seeds"]))
 
-    config.evaluation = ConfigDict()
-    config.evaluation.attacks = {"gcg": attacks["gcg"] | {"num_iterations": 10}}
-    if "random_token" in hardened:
-        config.evaluation.attacks.random_token = attacks["random_token"] | {"num_iterations": 1280}
-    long = {"attacks": ("gcg",), "iterations": 128}
-    config.evaluation.transfer = {
-        "finetuned": {"trained_on": ("none",)} | ({} if is_whole else {"attacks": hardened}),
-        "hardened": {"trained_on": hardened, "rounds": "spaced", "positions": (1.0, 0.9)} | long,
-        "beginning": {"trained_on": hardened, "positions": (0.0,)} | long,
-    }
-    if args["sampler"]:
-        config.evaluation.attacks.beast = BEAST
-        config.evaluation.transfer.beast = {"attacks": ("beast",)}
-        if not is_whole:  # one of the two meets the clean model
-            met = ("none", *hardened) if "gcg" in hardened else hardened
-            config.evaluation.transfer.beast.trained_on = met
-    config.evaluation.num_examples = 200
-    config.evaluation.min_accuracy = 0.6
-    config.evaluation.seed = 0
-    config.evaluation.companion = args["sampler"]
-    config.evaluation.sampler = None
-    config.evaluation.perplexity_filter = None
-
+    config.evaluation = _evaluation(hardened, attacks, args["sampler"])
     rounds = ROUNDS.get(args["point"], {})
     search = {"batch_size": row.get("batch_size", 16), "edges": edges}
 
@@ -147,3 +124,31 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if row["numerics"] != row["train_numerics"]:
             config.points[args["point"]].attack_numerics = row["numerics"]
     return filled(StudyConfig, config.to_dict())
+
+
+def _evaluation(hardened: tuple[str, ...], attacks: dict[str, dict], sampler: str) -> ConfigDict:
+    """What is measured: before hardening, after some rounds, and where the attack may stand."""
+    is_whole = set(hardened) == HARDENINGS.keys()
+    evaluation = ConfigDict()
+    evaluation.attacks = {"gcg": attacks["gcg"] | {"num_iterations": 10}}
+    if "random_token" in hardened:
+        evaluation.attacks.random_token = attacks["random_token"] | {"num_iterations": 1280}
+    long = {"attacks": ("gcg",), "iterations": 128}
+    evaluation.transfer = {
+        "finetuned": {"trained_on": ("none",)} | ({} if is_whole else {"attacks": hardened}),
+        "hardened": {"trained_on": hardened, "rounds": "spaced", "positions": (1.0, 0.9)} | long,
+        "beginning": {"trained_on": hardened, "positions": (0.0,)} | long,
+    }
+    if sampler:
+        evaluation.attacks.beast = BEAST
+        evaluation.transfer.beast = {"attacks": ("beast",)}
+        if not is_whole:  # one of the two meets the clean model
+            met = ("none", *hardened) if "gcg" in hardened else hardened
+            evaluation.transfer.beast.trained_on = met
+    evaluation.num_examples = 200
+    evaluation.min_accuracy = 0.6
+    evaluation.seed = 0
+    evaluation.companion = sampler
+    evaluation.sampler = None
+    evaluation.perplexity_filter = None
+    return evaluation
