@@ -171,7 +171,9 @@ class Tokenizer:
         Spaces are not cleaned up, nor left out in front. Bytes that form no character become
         U+FFFD.
         """
-        plain = rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
+        plain: list[list[int]] = (
+            rows.tolist() if isinstance(rows, np.ndarray) else [list(map(int, r)) for r in rows]
+        )
         text_of = self._whole_texts.__getitem__
         before, ids = self._before
         texts: dict[int, str] = {}
@@ -181,8 +183,8 @@ class Tokenizer:
                 texts[number] = "".join(map(text_of, row))
             except KeyError:
                 others.append(number)
-        rows = [[*ids, *plain[number]] for number in others]
-        decoded = self._backend.decode_batch(rows, skip_special_tokens=True)
+        behind = [[*ids, *plain[number]] for number in others]
+        decoded = self._backend.decode_batch(behind, skip_special_tokens=True)
         texts |= {i: text.removeprefix(before) for i, text in zip(others, decoded, strict=True)}
         return [texts[number] for number in range(len(plain))]
 
