@@ -24,7 +24,7 @@ _SCORES_IN_MEMORY = 1 << 20
 _VOCABULARY_PART = 2048
 """Columns of the vocabulary that are scored at once where there would be more."""
 _LANES = 256
-"""Of such a part; what stands in a lane is compared and added elementwise, lanes only at the end."""
+"""Of such a part: columns of a lane are compared and added elementwise, lanes only at the end."""
 
 
 _TYPES = ("float32", "bfloat16", "float16")
