@@ -6,7 +6,6 @@ have no ``C`` axis and are never copied per row.
 """
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -23,8 +22,6 @@ _SCORES_IN_MEMORY = 1 << 20
 """Scores of a vocabulary that may be in memory at once."""
 _VOCABULARY_PART = 2048
 """Columns of the vocabulary that are scored at once where there would be more."""
-_LANES = 256
-"""Of such a part: columns of a lane are compared and added elementwise, lanes only at the end."""
 
 
 _TYPES = ("float32", "bfloat16", "float16")
@@ -186,8 +183,8 @@ class Trunk(nnx.Module):
         """The score of one token at each place, and what it has against it.
 
         The scores of a whole vocabulary are never in memory at once: they are taken a few thousand
-        columns at a time, with a running maximum and sum of each lane. (On a CPU that is also
-        three times as fast as writing them out and reading them again.)
+        columns at a time, with a running maximum and sum. (On a CPU that is also three times as
+        fast as writing them out and reading them again.)
 
         Args:
             tokens: one token of the vocabulary for each place, the same for all rows.
@@ -196,7 +193,6 @@ class Trunk(nnx.Module):
         vocab = weights.shape[-1]
         few = math.prod(normal.shape[:-1]) * vocab <= _SCORES_IN_MEMORY
         width = vocab if few else min(_VOCABULARY_PART, vocab)
-        lanes = width if few or width % _LANES else _LANES
 
         def part(carry: tuple[Array, Array], first: Array) -> tuple[tuple[Array, Array], None]:
             top, total = carry
@@ -205,9 +201,8 @@ class Trunk(nnx.Module):
             index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) + begin
             left_out = (index < first) | (index == tokens[:, None, :, None])
             scores = jnp.where(left_out, MASKED, scores)
-            laid = jnp.split(scores, width // lanes, axis=-1)
-            new = jax.lax.stop_gradient(functools.reduce(jnp.maximum, laid, top))
-            total = total * jnp.exp(top - new) + sum(jnp.exp(one - new) for one in laid)
+            new = jnp.maximum(top, jax.lax.stop_gradient(scores.max(-1)))
+            total = total * jnp.exp(top - new) + jnp.exp(scores - new[..., None]).sum(-1)
             return (new, total), None
 
         score = jnp.einsum(
@@ -217,11 +212,8 @@ class Trunk(nnx.Module):
             precision=self.numerics.matmul_precision,
             preferred_element_type=self.numerics.accumulation_dtype,
         ).astype(jnp.float32)
-        shape = (*score.shape, lanes)
-        start = (jnp.full(shape, MASKED), jnp.zeros(shape))
-        (tops, totals), _ = jax.lax.scan(part, start, jnp.arange(0, vocab, width))
-        top = tops.max(-1)
-        total = (totals * jnp.exp(tops - top[..., None])).sum(-1)
+        start = (jnp.full(score.shape, MASKED), jnp.zeros(score.shape))
+        (top, total), _ = jax.lax.scan(part, start, jnp.arange(0, vocab, width))
         return Rivalry(score, top, jnp.log(total) + top)
 
     def _head_weights(self) -> Float[Array, "D N"]:
