@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## a miniature scaling study, from training to report.h
 	$(BIN)/robustjax study --config=configs/smoke.py --workdir=runs/demo
 
 test: $(VENV)/.dev ## the fast tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 verify: $(VENV)/.parity ## the slow proofs: torch parity, kill tests, several processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(SHAPES)

@@ -8,7 +8,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from robustjax.analysis.report import write_report
 from robustjax.attacks.search import Attack
 from robustjax.data.prompts import Task
 from robustjax.data.tokens import Tokenizer
@@ -288,6 +287,9 @@ class StudyWork:
     def report(self, folder: Path) -> None:
         """Writes the report on all that is done."""
         if distributed.is_primary():
+            # SciPy and Matplotlib take longer to import than all else together.
+            from robustjax.analysis.report import write_report
+
             write_report([self.workdir], folder)
 
 

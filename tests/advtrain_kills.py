@@ -32,26 +32,19 @@ LONGER = (
 
 # What kills, and at which time in its process. Each process goes on where the one before ended.
 KILLS = (
-    ("stage-claimed", 1),  # between stages: the workdir itself,
-    ("stage-claimed", 2),  # the evaluation before the first round,
-    ("attack-iteration", 1),  # and inside of it
+    ("stage-claimed", 1),  # between stages: the workdir itself
+    ("attack-iteration", 1),  # inside the evaluation before the first round
     ("stage-finished", 1),  # between the evaluation and the first round
     ("attack-iteration", 2),  # in the attack of round 1
     ("attack-torn", 1),
-    ("attack", 1),
     ("training-torn", 2),  # in the training of round 1
     ("saving-arrays", 1),  # while it saves
     ("training", 5),
     ("saving-marker", 1),
-    ("training", 3),
     ("saving-model", 1),
     ("stage-claimed", 2),  # after round 1
-    ("attack", 1),  # of the evaluation
-    ("stage-unmarked", 1),
     ("attack-torn", 2),  # in the attack of round 2
     ("training", 1),
-    ("saving-arrays", 2),
-    ("training", 3),
     ("saving-marker", 2),
     ("stage-unmarked", 1),
 )
@@ -61,8 +54,6 @@ PREEMPTIONS = (
     ("preempted-training", 2),
     ("preempted-saving", 1),
     ("preempted-training", 3),
-    ("preempted-attack", 1),
-    ("preempted-training", 1),
 )
 ENDS = {-signal.SIGKILL: "killed", PREEMPTED_STATUS: "preempted", 0: "done"}
 

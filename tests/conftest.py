@@ -1,5 +1,6 @@
 """The strict setting every test runs in: four CPU devices, no network, no silent broadcasting."""
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -36,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # A twentieth of the time goes into writing down where each operation comes from.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    # Tracing makes many objects that stay; looking for garbage among them takes as long.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
     # Programs are shared by the workers and with the next run. Subprocesses that tests kill do not
     # use it: a killed writer could leave half a program behind.
     jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
@@ -50,9 +56,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+# Files that take longest, of both suites.
+LONG = ("test_kill.py", "test_advtrain_kill.py", "test_processes.py", "test_tpu_points.py")
+LONG += ("test_step.py", "test_adversarial_resumed.py", "test_finetune.py", "test_adversarial.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest begins, or a worker would be left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_kill.py")
+    """Long files begin, or a worker would be left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def _is_fast(config: pytest.Config) -> bool:

@@ -4,6 +4,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import robustjax
 
 # A process of its own: only modules that are not yet imported are checked.
@@ -18,6 +20,7 @@ with install_import_hook("robustjax", "beartype.beartype"):
 """
 
 
+@pytest.mark.slow
 def test_every_module_imports_with_its_annotations_checked():
     names = [
         found.name

@@ -11,7 +11,10 @@ from tests.commands.short import ATTACK, GCG, ROOT, TASK
 
 PLAN = ("plan", "--local")
 NANO = f"{ATTACK}:point=nano-27k,task=word_length,attack=gcg"
-MANY = (*TASK, "--config.attack.num_candidates=512", "--config.attack.candidate_chunk=512")
+MANY = (
+    *(*TASK, "--config.attack.num_tokens=2"),
+    *("--config.attack.num_candidates=512", "--config.attack.candidate_chunk=512"),
+)
 
 
 @pytest.fixture

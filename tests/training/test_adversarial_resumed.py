@@ -36,7 +36,8 @@ def newest_metadata(folder):
     return newest.name, read_json(newest / "metadata.json")
 
 
-@pytest.mark.parametrize("n", range(1, 13))
+# Within a round's first pass, at its end, at that of the second, in the next round, and at the end.
+@pytest.mark.parametrize("n", [1, 3, 6, 8, 12])
 def test_killed_at_any_update_and_resumed_is_the_same_as_straight(
     run, long, killed_at, tmp_path, n
 ):
@@ -47,7 +48,7 @@ def test_killed_at_any_update_and_resumed_is_the_same_as_straight(
 
 # It looks once between rounds; in an attack after each of two iterations of two batches and after
 # each batch; then after each update, and between two passes.
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 8, 10, 11, 13, 16, 20])
+@pytest.mark.parametrize("n", [1, 2, 4, 6, 8, 11, 16])
 def test_preempted_it_saves_and_goes_on_where_it_was(run, long, tmp_path, monkeypatch, n):
     """The n-th time that it looks; what was done by then is not done again."""
     with monkeypatch.context() as patch:
@@ -59,10 +60,10 @@ def test_preempted_it_saves_and_goes_on_where_it_was(run, long, tmp_path, monkey
     steps = sum("loss" in line for line in read_metrics(tmp_path / "metrics.jsonl"))
     saved = Checkpoints(tmp_path / "checkpoints").latest_step() or 0
     assert saved == steps
-    assert (tmp_path / "rounds/001/attacks/gcg/attack_state.npz").exists() == (n in (2, 3, 6))
-    if n in (2, 3, 4, 6):  # it was left within a batch, or after the first one
+    assert (tmp_path / "rounds/001/attacks/gcg/attack_state.npz").exists() == (n in (2, 6))
+    if n in (2, 4, 6):  # it was left within a batch, or after the first one
         found = records.read_complete_records(records_path(tmp_path, 1, "gcg"))
-        assert len(found) == {2: 0, 3: 0, 4: 2, 6: 2}[n]
+        assert len(found) == {2: 0, 4: 2, 6: 2}[n]
     assert_like(long, tmp_path, run(tmp_path, LONG))
     assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
 
