@@ -42,6 +42,7 @@ KILLS = (
     ("saving-arrays", 2, HARDENING),
     ("stage-unmarked", 1, HARDENING),
     ("attack-torn", 1, ATTACK_3),
+    ("stage-claimed", 5, "report"),
     ("stage-unmarked", 1, "report"),
 )
 # The same six steps, saved after 2, 4 and 6.

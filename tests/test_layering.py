@@ -140,6 +140,12 @@ def test_records_and_analysis_work_where_jax_cannot_be_imported():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_study_begins_without_what_only_its_report_needs():
+    program = "import sys, robustjax.study; print({'matplotlib', 'scipy.stats'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
+
+
 def test_launching_needs_neither_jax_nor_the_package():
     """It runs on a laptop that has Python and nothing else; a sweep loads what its config loads."""
     found = sorted((ROOT / "launch").glob("*.py"))
