@@ -287,7 +287,7 @@ class StudyWork:
     def report(self, folder: Path) -> None:
         """Writes the report on all that is done."""
         if distributed.is_primary():
-            # SciPy and Matplotlib take longer to import than all else together.
+            # SciPy and Matplotlib, which nothing before it needs, take over a second to import.
             from robustjax.analysis.report import write_report
 
             write_report([self.workdir], folder)

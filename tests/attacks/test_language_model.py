@@ -46,12 +46,11 @@ def asked():
 def test_gcg_is_the_plain_algorithm(family, tiny_tokenizer, asked):
     config = dataclasses.replace(CONFIGS[family], vocab=512, context=512)
     model = make_victim(tiny_tokenizer, head="lm", config=config)
-    records = attack_all(model, asked[:1], ATTACK, seed=3)
-    start = starts_of(model, asked[:1], ATTACK, seed=3)
-    for example in asked[:1]:
-        one = example.example_id
-        assert_follows_gcg(model, example, INSERT, ATTACK, 3, records[one], start[one])
-        assert_reports_what_was_scored(model, example, INSERT, 1.0, records[one])
+    example = asked[0]
+    record = attack_all(model, [example], ATTACK, seed=3)[example.example_id]
+    start = starts_of(model, [example], ATTACK, seed=3)[example.example_id]
+    assert_follows_gcg(model, example, INSERT, ATTACK, 3, record, start)
+    assert_reports_what_was_scored(model, example, INSERT, 1.0, record)
 
 
 def test_random_token_is_the_plain_algorithm(model, asked):

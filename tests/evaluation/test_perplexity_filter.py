@@ -19,7 +19,7 @@ from robustjax.evaluation.perplexity_filter import (
     prepare_filter,
     score_texts,
 )
-from tests.attacks.reference import whole_scores
+from tests.attacks.reference import WIDTH, whole_scores
 from tests.attacks.tiny import TEXTS, make_victim
 from tests.evaluation.test_records import make_record, wrong_before
 
@@ -35,8 +35,8 @@ def test_each_token_but_the_first_has_its_loss(model):
     rows = model.tokenizer.encode(list(TEXTS[:3]))
     found = token_losses(model, rows)
     for ids, losses in zip(rows, found, strict=True):
-        row = np.array([ids + [0] * (64 - len(ids))], np.int32)
-        mask = np.arange(64)[None] < len(ids)
+        row = np.pad(np.array([ids], np.int32), ((0, 0), (0, WIDTH - len(ids))))
+        mask = np.arange(WIDTH)[None] < len(ids)
         scores = np.asarray(whole_scores(model.definition, model.params, row, mask)[0, : len(ids)])
         scores = scores.astype(np.float64)
         logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))

@@ -38,9 +38,7 @@ def newest_metadata(folder):
 
 # Within a round's first pass, at its end, at that of the second, in the next round, and at the end.
 @pytest.mark.parametrize("n", [1, 3, 6, 8, 12])
-def test_killed_at_any_update_and_resumed_is_the_same_as_straight(
-    run, long, killed_at, tmp_path, n
-):
+def test_killed_at_an_update_and_resumed_is_the_same_as_straight(run, long, killed_at, tmp_path, n):
     with killed_at(Checkpoints, "save", n):
         run(tmp_path, LONG)
     assert_like(long, tmp_path, run(tmp_path, LONG))
