@@ -62,12 +62,8 @@ def behind_a_neighbour(
 
     A text that merges with every neighbour has the ids that it has by itself.
     """
-
-    def rest(row: list[int], own: list[int]) -> list[int] | None:
-        return row[len(own) :] if row[: len(own)] == own else None
-
     own = dict(zip(neighbours, encode(list(neighbours)), strict=True))
-    return _beside(encode, own, texts, lambda character, text: character + text, rest)
+    return _beside(encode, own, texts, lambda character, text: character + text, _behind)
 
 
 def before_a_neighbour(
@@ -78,12 +74,18 @@ def before_a_neighbour(
     If the mark at the beginning is a token of its own there, it is among them, even those of an
     empty text: what stands behind is not at the beginning then.
     """
-
-    def rest(row: list[int], own: list[int]) -> list[int] | None:
-        return row[:-1] if row[-1:] == own else None
-
     own = {character: [number] for character, number in neighbours.items()}
-    return _beside(encode, own, texts, lambda character, text: text + character, rest)
+    return _beside(encode, own, texts, lambda character, text: text + character, _in_front)
+
+
+def _behind(row: list[int], own: list[int]) -> list[int] | None:
+    """What stands behind a neighbour's own ids, None if they are not there."""
+    return row[len(own) :] if row[: len(own)] == own else None
+
+
+def _in_front(row: list[int], own: list[int]) -> list[int] | None:
+    """What stands in front of a neighbour's only id, None if it is not there."""
+    return row[:-1] if row[-1:] == own else None
 
 
 def _beside(

@@ -12,6 +12,8 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+
 from robustjax.data.prompts import ChunkKind, Example, slot_place
 from robustjax.data.tokens import Tokenizer
 
@@ -206,32 +208,31 @@ def _tokens_across(
 
 def _composed_across(tokenizer: Tokenizer, text: str, cut: int) -> tuple[int, int]:
     """The characters `[start, stop)` around a cut that normalisation mixes; none if it does not."""
-    whole = tokenizer.normalise(text)
-
-    def mixes(place: int) -> bool:
-        halves = tokenizer.normalise(text[:place]) + tokenizer.normalise(text[place:])
-        return 0 < place < len(text) and halves != whole
-
     start = stop = cut
-    if mixes(cut):
-        while mixes(start):
+    whole = tokenizer.normalise(text)
+    if _mixes(tokenizer, text, whole, cut):
+        while _mixes(tokenizer, text, whole, start):
             start -= 1
-        while mixes(stop):
+        while _mixes(tokenizer, text, whole, stop):
             stop += 1
     return start, stop
 
 
+def _mixes(tokenizer: Tokenizer, text: str, whole: str, place: int) -> bool:
+    """Whether a text normalises otherwise (to ``whole``) than its halves."""
+    halves = tokenizer.normalise(text[:place]) + tokenizer.normalise(text[place:])
+    return 0 < place < len(text) and halves != whole
+
+
 def _spans(count: int, shared: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
     """Groups tokens by the segments they belong to, from the tokens across each inner edge."""
-    owners = [
-        (
-            sum(hi <= token for _, hi in shared),  # the edges that lie wholly before the token
-            sum(lo <= token for lo, _ in shared),  # those, and the edges that it reaches across
-        )
-        for token in range(count)
-    ]
-    spans = []
-    for (first, last), group in itertools.groupby(range(count), key=owners.__getitem__):
-        tokens = list(group)
-        spans.append(Span(first, last, tokens[0], tokens[-1] + 1))
-    return tuple(spans)
+    tokens = np.arange(count)
+    lo, hi = np.array(shared, int).reshape(-1, 2, 1).swapaxes(0, 1)
+    first = (hi <= tokens).sum(0)  # the edges that lie wholly before a token
+    last = (lo <= tokens).sum(0)  # those, and the edges that it reaches across
+    changes = np.flatnonzero((np.diff(first) != 0) | (np.diff(last) != 0)) + 1
+    return tuple(
+        Span(int(first[start]), int(last[start]), start, stop)
+        for start, stop in itertools.pairwise([0, *changes.tolist(), count])
+        if start < stop  # there may be no token at all
+    )

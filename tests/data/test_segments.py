@@ -1,6 +1,7 @@
 """Every token of an attacked prompt belongs to the segments whose text it stands for."""
 
 import dataclasses
+import functools
 import unicodedata
 
 import numpy as np
@@ -75,29 +76,28 @@ def shown(tokenizer, tokens):
 
 def owners_by_bytes(tokenizer, tokens):
     """The segments whose bytes each token holds, for text that is normalised as it stands."""
-    alphabet = {c: b for b, c in enumerate(_byte_characters())}
+    alphabet = _alphabet()
     edges = np.cumsum([0, *[len(segment.text.encode()) for segment in tokens.segments]])
-    owners, start = [], 0
     added = tokenizer._backend.get_added_tokens_decoder()
+    lengths = []
     for token in tokens.ids:
         text = tokenizer._backend.id_to_token(token)
-        length = len(text.encode()) if token in added else len(bytes(alphabet[c] for c in text))
-        inside = [
-            index
-            for index in range(len(tokens.segments))
-            if max(edges[index], start) < min(edges[index + 1], start + length)
-        ]
-        owners.append((inside[0], inside[-1]))
-        start += length
-    assert start == edges[-1]
-    return owners
+        lengths.append(len(text.encode() if token in added else bytes(map(alphabet.get, text))))
+    stops = np.cumsum(lengths, dtype=int)[:, None]
+    assert stops[-1:].sum() == edges[-1]
+    starts = stops - np.array(lengths, int)[:, None]
+    inside = np.maximum(edges[:-1], starts) < np.minimum(edges[1:], stops)  # [tokens, segments]
+    assert inside.any(1).all()
+    last = inside.shape[1] - 1 - inside[:, ::-1].argmax(1)
+    return list(zip(inside.argmax(1).tolist(), last.tolist(), strict=True))
 
 
-def _byte_characters():
-    """The character that stands for each byte in a byte-level vocabulary."""
+@functools.cache
+def _alphabet():
+    """The byte that each character of a byte-level vocabulary stands for."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(moved)) for byte in range(256)]
+    return {chr(byte if byte in plain else next(moved)): byte for byte in range(256)}
 
 
 any_prompt = given(
