@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from robustjax.models.architectures import port_of
 from robustjax.models.attention import Context, Stretch, as_cached, causal
@@ -124,7 +124,7 @@ def cache_axes(ndim: int) -> tuple[str | None, ...]:
     return ("layers",) * (ndim - 4) + ("examples", "heads", None, None)
 
 
-def init(definition: Definition, seed: int) -> Params:
+def init(definition: Definition, seed: int | UInt32[Any, ""]) -> Params:
     """Fresh weights; the same numbers whether scanned or not."""
     keys = jax.random.split(jax.random.key(seed), definition.config.layers + 1)
     trunk = _trunk_state(definition, keys[0])

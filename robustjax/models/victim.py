@@ -195,11 +195,15 @@ def param_shardings(definition: Definition, mesh: Mesh, rules: AxisRules) -> Any
 
 def init_params(definition: Definition, seed: int, mesh: Mesh, rules: AxisRules) -> Params:
     """Fresh weights, made in place on the mesh."""
-    make = jax.jit(
-        functools.partial(transformer.init, definition, seed),
+    return _maker(definition, mesh, rules)(np.uint32(seed % 2**32))
+
+
+@functools.lru_cache(maxsize=64)  # one program for all seeds
+def _maker(definition: Definition, mesh: Mesh, rules: AxisRules) -> Callable[[Any], Params]:
+    return jax.jit(
+        functools.partial(transformer.init, definition),
         out_shardings=param_shardings(definition, mesh, rules),
     )
-    return make()
 
 
 def place_params(params: Params, definition: Definition, mesh: Mesh, rules: AxisRules) -> Params:

@@ -68,14 +68,33 @@ TrainStep = Callable[[TrainState, TrainBatch, Any], tuple[TrainState, StepReport
 
 def init_state(victim: Victim, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
     """The state before the first step; the optimizer's arrays are laid out as the weights are."""
-    # A copy: the step donates its state, and the victim's weights must outlive it.
-    params = jax.tree.map(jnp.copy, victim.params)
-    # Fresh moments depend on no input: unless told where to go, they would all be on one device.
-    shardings = state_shardings(optimizer, params, otherwise=replicated(victim.mesh))
+    leaves, structure = jax.tree.flatten(victim.params)
+    like = tuple(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for leaf in leaves
+    )
     dtype = victim.definition.numerics.accumulation_dtype
-    begin = functools.partial(_fresh_opt_state, optimizer, dtype)
-    opt_state = jax.jit(begin, out_shardings=shardings)(params)
-    return TrainState(params, opt_state)
+    return _beginning(optimizer, dtype, victim.mesh, like, structure)(victim.params)
+
+
+@functools.lru_cache(maxsize=16)  # as steps are shared
+def _beginning(
+    optimizer: optax.GradientTransformationExtraArgs,
+    dtype: str,
+    mesh: Mesh,
+    like: tuple[jax.ShapeDtypeStruct, ...],
+    structure: Any,
+) -> Callable[[Params], TrainState]:
+    params = jax.tree.unflatten(structure, like)
+    # Fresh moments depend on no input: unless told where to go, they would all be on one device.
+    moments = state_shardings(optimizer, params, otherwise=replicated(mesh))
+    layout = TrainState(jax.tree.map(lambda leaf: leaf.sharding, params), moments)
+
+    def begin(params: Params) -> TrainState:
+        # A copy: the step donates its state, and the victim's weights must outlive it.
+        opt_state = _fresh_opt_state(optimizer, dtype, params)
+        return TrainState(jax.tree.map(jnp.copy, params), opt_state)
+
+    return jax.jit(begin, out_shardings=layout)
 
 
 def abstract_state(

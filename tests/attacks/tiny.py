@@ -71,7 +71,7 @@ def make_victim(
         rotary_fraction=0.5,
     )
     definition = Definition(config, head=head, num_classes=classes, scanned=scanned)
-    params = jax.tree.map(lambda leaf: weights * leaf, make_params(definition))
+    params = jax.tree.map(lambda leaf: weights * np.asarray(leaf), make_params(definition))
     mesh = make_mesh(mesh or MeshConfig())
     params = place_params(params, definition, mesh, AxisRules())
     return Victim("tiny", "tiny", definition, params, tokenizer, mesh, batch_size=4)

@@ -11,14 +11,17 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="session")
 def make_victim(tiny_tokenizer):
-    """make_victim(mesh sizes, seed, scanned, ...): fresh weights, the same on every mesh."""
+    """make_victim(mesh sizes, scanned, ...): untrained weights, the same on every mesh."""
     from robustjax.models.gpt_neox import GPTNeoXConfig
     from robustjax.models.layers import Numerics
     from robustjax.models.transformer import Definition
-    from robustjax.models.victim import Victim, init_params
+    from robustjax.models.victim import Victim, place_params
     from robustjax.runtime.mesh import AxisRules, MeshConfig, make_mesh
+    from tests.models.tiny import make_params
 
-    def make(sizes=(1, 1, 1), seed=0, scanned=False, layers=1, numerics=None, head="classifier"):
+    def make(
+        sizes=(1, 1, 1), scanned=False, layers=1, numerics=None, head="classifier", weights=1.0
+    ):
         config = GPTNeoXConfig(
             vocab=512,
             width=16,
@@ -27,11 +30,14 @@ def make_victim(tiny_tokenizer):
             hidden=32,
             context=128,
             rotary_fraction=0.5,
-            init_scale=0.25,
         )
         definition = Definition(config, head=head, numerics=numerics or Numerics(), scanned=scanned)
         mesh, rules = make_mesh(MeshConfig(*sizes)), AxisRules()
-        params = init_params(definition, seed, mesh, rules)
+        dtype = np.dtype(definition.numerics.param_dtype)
+        params = jax.tree.map(
+            lambda leaf: (weights * np.asarray(leaf)).astype(dtype), make_params(definition)
+        )
+        params = place_params(params, definition, mesh, rules)
         return Victim("tiny", "nano", definition, params, tiny_tokenizer, mesh, rules, batch_size=8)
 
     return make

@@ -170,7 +170,7 @@ def test_the_mean_loss_and_the_accuracy_of_a_round(straight, small_task):
         (module, "save_model", 2),
         (Checkpoints, "save", 1),
         (Checkpoints, "save", 3),
-        (checkpoint._Write, "_complete", 4),  # of the second checkpoint; models are written too
+        (checkpoint, "fingerprints", 4),  # of the second checkpoint; models are written too
     ],
     ids=lambda value: getattr(value, "__name__", str(value)).split(".")[-1],
 )

@@ -32,16 +32,22 @@ def batch():
     return whole._replace(free=free & whole.mask)
 
 
-def losses_of(victim, batch, shift):
+def scored(definition, params, batch, shift):
     tokens, mask, label = (x[0] for x in batch[:3])
-    scores = transformer.apply(victim.definition, victim.params, tokens, mask, shift)
+    scores = transformer.apply(definition, params, tokens, mask, shift)
     return OBJECTIVES["classifier"].losses(scores, tokens, mask, label)
 
 
-def shift_of(victim, batch, attack=ATTACK):
-    losses = functools.partial(losses_of, victim, batch)
-    table = victim.params["embed"]["embedding"]
-    return jax.jit(lambda: worst_shift(attack, losses, table, jnp.asarray(batch.free[0])))()
+losses_of = jax.jit(scored, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def shift_of(definition, params, batch, attack=ATTACK):
+    losses = functools.partial(scored, definition, params, batch)
+    return worst_shift(attack, losses, params["embed"]["embedding"], jnp.asarray(batch.free[0]))
+
+
+update_of = jax.jit(accumulate_gradients, static_argnums=(0, 3))
 
 
 def unit(victim):
@@ -49,12 +55,13 @@ def unit(victim):
 
 
 def test_free_embeddings_move_to_a_higher_loss_inside_their_box(victim, batch):
-    shift = np.asarray(shift_of(victim, batch))
+    model = victim.definition, victim.params
+    shift = np.asarray(shift_of(*model, batch))
     free = batch.free[0]
     assert not shift[~free].any()
     most = 0.5 * unit(victim)
     assert np.abs(shift).max() == pytest.approx(most, rel=1e-6)  # 3 steps of 0.2 reach it
-    before, after = losses_of(victim, batch, None), losses_of(victim, batch, shift)
+    before, after = losses_of(*model, batch, None), losses_of(*model, batch, shift)
     moved = free.any(-1)
     assert (after[moved] > before[moved] + 1e-3).all()
     np.testing.assert_allclose(after[~moved], before[~moved], atol=1e-6)
@@ -63,38 +70,38 @@ def test_free_embeddings_move_to_a_higher_loss_inside_their_box(victim, batch):
 def test_a_step_goes_along_the_sign_of_the_gradient(victim, batch):
     one = EmbeddingAttack(num_steps=1, epsilon=1.0, step_size=0.3)
     zeros = jnp.zeros((*batch.free[0].shape, 16))
-    gradient = jax.grad(lambda x: losses_of(victim, batch, x).sum())(zeros)
+    model = victim.definition, victim.params
+    gradient = jax.grad(lambda x: losses_of(*model, batch, x).sum())(zeros)
     clear = (np.abs(gradient) > 1e-6) & batch.free[0][..., None]
     expected = 0.3 * unit(victim) * np.sign(gradient)
-    found = np.asarray(shift_of(victim, batch, one))
+    found = np.asarray(shift_of(*model, batch, one))
     assert clear.sum() > 100
     np.testing.assert_allclose(found[clear], expected[clear], rtol=1e-6)
 
 
 def test_a_row_is_moved_by_itself(victim, batch):
     alone = batch._replace(free=np.where(np.arange(8)[:, None] == 2, batch.free, False))
-    found, whole = shift_of(victim, alone), shift_of(victim, batch)
+    found, whole = (shift_of(victim.definition, victim.params, one) for one in (alone, batch))
     assert same_bits(found[2], whole[2]) and np.asarray(whole[4]).any()
     assert not np.asarray(found[4]).any()
 
 
 def test_the_update_answers_to_the_moved_embeddings(victim, batch):
-    shift = shift_of(victim, batch)
-    expected = jax.grad(lambda params: losses_of(victim.with_params(params), batch, shift).mean())(
-        victim.params
-    )
-    run = jax.jit(functools.partial(accumulate_gradients, victim.definition, attack=ATTACK))
-    found, losses = run(victim.params, batch)
+    definition, params = victim.definition, victim.params
+    shift = shift_of(definition, params, batch)
+    expected = jax.grad(lambda params: losses_of(definition, params, batch, shift).mean())(params)
+    found, losses = update_of(definition, params, batch, ATTACK)
     assert distance(found, expected) < 2e-6
-    np.testing.assert_allclose(losses[0], losses_of(victim, batch, shift), rtol=1e-5)
-    clean, _ = run(victim.params, batch._replace(free=np.zeros_like(batch.free)))
+    np.testing.assert_allclose(losses[0], losses_of(definition, params, batch, shift), rtol=1e-5)
+    still = batch._replace(free=np.zeros_like(batch.free))
+    clean, _ = update_of(definition, params, still, ATTACK)
     assert distance(clean, found) > 1e-2
 
 
 def test_nothing_free_is_training_without_an_attack(victim, batch):
     still = batch._replace(free=np.zeros_like(batch.free))
-    found, _ = accumulate_gradients(victim.definition, victim.params, still, ATTACK)
-    expected, _ = accumulate_gradients(victim.definition, victim.params, batch)
+    found, _ = update_of(victim.definition, victim.params, still, ATTACK)
+    expected, _ = update_of(victim.definition, victim.params, batch)
     assert distance(found, expected) < 2e-6
 
 

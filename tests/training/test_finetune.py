@@ -124,8 +124,8 @@ def test_the_victim_given_is_not_touched(make_victim, small_task, tmp_path):
         (Checkpoints, "save", 1),
         (Checkpoints, "save", 3),
         (Checkpoints, "save", 6),
-        (checkpoint._Write, "_complete", 1),  # torn, which shows at the next save
-        (checkpoint._Write, "_complete", 4),
+        (checkpoint, "fingerprints", 1),  # torn, which shows at the next save
+        (checkpoint, "fingerprints", 4),
         (MetricsLog, "write", 8),
         (module, "save_model", 1),
         (module, "read_metrics", 1),

@@ -1,7 +1,5 @@
 """The train step: the same update however it is cut up or spread over devices."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from robustjax.models import transformer
 from robustjax.models.layers import Numerics
-from robustjax.models.victim import param_shardings
+from robustjax.models.victim import apply, param_shardings
 from robustjax.training.loop import TrainConfig, start
 from robustjax.training.optimizer import OptimizerConfig
 from robustjax.training.step import TrainBatch, accumulate_gradients, put_batch
@@ -33,9 +31,11 @@ def make_batch(parts=1, weight=None):
     return jax.tree.map(lambda x: x.reshape(parts, ROWS // parts, *x.shape[1:]), arrays)
 
 
+run_gradients = jax.jit(accumulate_gradients, static_argnums=0)
+
+
 def gradients_of(victim, batch):
-    run = jax.jit(functools.partial(accumulate_gradients, victim.definition))
-    return jax.device_get(run(victim.params, put_batch(victim, batch)))
+    return jax.device_get(run_gradients(victim.definition, victim.params, put_batch(victim, batch)))
 
 
 def distance(one, other):
@@ -82,9 +82,7 @@ def after_twenty_steps(victim, parts):
         losses.append(np.asarray(report.losses).ravel())
     rng = np.random.default_rng(1)
     tokens = rng.integers(1, 512, (4, WIDTH)).astype(np.int32)
-    scores = transformer.apply(
-        victim.definition, state.params, jnp.asarray(tokens), jnp.ones(tokens.shape, bool)
-    )
+    scores = apply(victim.definition, state.params, tokens, np.ones(tokens.shape, bool))
     return np.array(losses), np.asarray(scores)
 
 

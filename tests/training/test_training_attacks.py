@@ -61,7 +61,7 @@ def test_a_training_attack_may_ask_a_second_model(run, tmp_path, make_victim):
     assert config.needs_companion and not CONFIG.needs_companion
     with pytest.raises(UserError, match="no companion: gcg with probe sampling asks"):
         run(tmp_path / "without", config)
-    _, summary = run(tmp_path / "with", config, companion=make_victim(seed=3))
+    _, summary = run(tmp_path / "with", config, companion=make_victim(weights=0.8))
     (record, *_) = read_records(records_path(tmp_path / "with", 1, "probed"))
     assert record.variant == "probe" and summary["rounds"][0]["num_attacked"] == ATTACKED
 
