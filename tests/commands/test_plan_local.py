@@ -1,5 +1,6 @@
 """`robustjax plan --local`: what it says, that the attack takes it, and what it refuses."""
 
+import functools
 import shlex
 
 import pytest
@@ -45,7 +46,9 @@ def test_the_attack_takes_what_it_proposes(run, trained, memory, tmp_path):
     assert read(tmp_path / "a" / "manifest.json")["config"]["search"]["batch_size"] == 8
 
 
-def test_short_of_memory_it_proposes_less(run, memory, tmp_path):
+def test_short_of_memory_it_proposes_less(run, memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "need", functools.cache(local.need))  # compiles each case once
+
     def planned(budget, *flags):
         memory(budget)
         folder = tmp_path / str(budget)

@@ -1,6 +1,7 @@
 """`robustjax plan --local`: what it proposes fits, and nothing larger does."""
 
 import dataclasses
+import functools
 
 import jax
 import pytest
@@ -28,18 +29,13 @@ BY_ATTACK = [(attack, CLASSIFIER) for attack in ATTACKS[:3]] + [
     (ATTACKS[3], CLASSIFIER._replace(companion=Definition(CONFIGS["neox"], head="lm")))
 ]
 
+COMPILED = functools.cache(need)
+
 
 @pytest.fixture(autouse=True)
 def each_case_is_compiled_once(monkeypatch):
-    known = {}
-
-    def remembered(*arguments):
-        if arguments not in known:
-            known[arguments] = need(*arguments)
-        return known[arguments]
-
-    monkeypatch.setattr(local, "need", remembered)
-    return remembered
+    monkeypatch.setattr(local, "need", COMPILED)
+    return COMPILED
 
 
 @pytest.mark.parametrize(("attack", "case"), BY_ATTACK[1::2], ids=["random_token", "beast"])
