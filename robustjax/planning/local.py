@@ -3,7 +3,9 @@
 What a search keeps are the arguments of its programs: weights, prefix caches, slots. Beside them
 stands the working memory of one program at a time, which the compiler knows exactly. Both grow with
 the number of examples along a straight line, so two compilations tell where it meets the limit, and
-a third at that place checks it. Nothing is run and no weight is loaded.
+a third at that place checks it. The working memory stops growing where a pass is full (see
+``attacks.passes``): if there is room at that place, the search goes on from there, along the line
+that it has come. Nothing is run and no weight is loaded.
 """
 
 import dataclasses
@@ -163,11 +165,19 @@ def propose(
         attack = smaller
     if most_rows == 1:
         return Proposal(attack, one, 0)
-    each = max(found(attack, 2).peak - one.peak, 1)
-    rows = _batch_up_to(1 + (budget - one.peak) // each, most_rows)
-    while found(attack, rows).peak > budget:  # the line was not quite straight
-        rows = _batch_up_to(rows - 1, most_rows)
-    return Proposal(attack, found(attack, rows), each)
+    best, each = one, _of_one_more(one, found(attack, 2))
+    while True:
+        rows = _batch_up_to(best.rows + (budget - best.peak) // each, most_rows)
+        while (more := found(attack, rows)).peak > budget:  # the line was not quite straight
+            rows = _batch_up_to(rows - 1, most_rows)
+        if rows == best.rows:
+            return Proposal(attack, best, each)
+        best, each = more, _of_one_more(best, more)
+
+
+def _of_one_more(fewer: Need, more: Need) -> int:
+    """Bytes of one more example, on the line through two batches."""
+    return max((more.peak - fewer.peak) // (more.rows - fewer.rows), 1)
 
 
 def pass_field(attack: Attack) -> str:

@@ -12,9 +12,10 @@ from tests.commands.short import ATTACK, GCG, ROOT, TASK
 
 PLAN = ("plan", "--local")
 NANO = f"{ATTACK}:point=nano-27k,task=word_length,attack=gcg"
+RANDOM = NANO.replace("gcg", "random_token")
 MANY = (
     *(*TASK, "--config.attack.num_tokens=2"),
-    *("--config.attack.num_candidates=512", "--config.attack.candidate_chunk=512"),
+    *("--config.attack.num_iterations=512", "--config.attack.iterations_per_pass=512"),
 )
 
 
@@ -52,7 +53,7 @@ def test_short_of_memory_it_proposes_less(run, memory, tmp_path, monkeypatch):
     def planned(budget, *flags):
         memory(budget)
         folder = tmp_path / str(budget)
-        status, _, err = run(*PLAN, NANO, *MANY, *flags, f"--workdir={folder}")
+        status, _, err = run(*PLAN, RANDOM, *MANY, *flags, f"--workdir={folder}")
         assert status == 0, err
         return read(folder / "plan.json")
 
@@ -62,7 +63,7 @@ def test_short_of_memory_it_proposes_less(run, memory, tmp_path, monkeypatch):
     assert planned(one + 20 * roomy["bytes"]["one_more_example"])["batch_size"] == 16
     assert planned(one - 1)["flags"] == [
         "--config.search.batch_size=1",
-        "--config.attack.candidate_chunk=256",
+        "--config.attack.iterations_per_pass=256",
     ]
 
 

@@ -55,6 +55,15 @@ def test_where_the_line_is_not_straight(monkeypatch):
     assert propose(GCG_16, CLASSIFIER, 900, 1_000).need == bent(GCG_16, CLASSIFIER, 2)
 
 
+def test_examples_beyond_a_full_pass_take_little(monkeypatch):
+    def filled(attack, case, rows):
+        return Need(rows, 100 * min(rows, 4) + 10 * rows, {"one": ProgramMemory(0, 0, 0)})
+
+    monkeypatch.setattr(local, "need", filled)
+    found = propose(GCG_16, CLASSIFIER, 1000, 1_000)
+    assert (found.need.rows, found.each) == (32, 10)  # 720 of 1000 bytes; 64 would take 1040
+
+
 def test_no_more_than_there_are_examples():
     assert propose(ATTACKS[1], CLASSIFIER, 1 << 40, 3).need.rows == 3
     assert propose(ATTACKS[1], CLASSIFIER, 1 << 40, 1).need.rows == 1
