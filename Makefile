@@ -3,8 +3,8 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
-# One more than two cores: compiling takes most of the time, and some tests wait for processes.
-WORKERS ?= 3
+# Two workers suit two cores; compiling is what takes the time.
+WORKERS ?= 2
 # Every annotated shape and type is checked as it runs; tests that search take a quarter longer.
 SHAPES := --jaxtyping-packages=robustjax,beartype.beartype
 # Fast tests of what no slow proof runs with these checks: the train step, options of the attacks.

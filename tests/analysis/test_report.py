@@ -247,7 +247,6 @@ def test_the_users_matplotlib_style_changes_nothing(lone_attack, tmp_path):
 def test_unusual_studies(shared_study, tmp_path, monkeypatch, plan, undrawn):
     monkeypatch.setattr(canvas, "png", lambda _: b"png")
     monkeypatch.setattr(canvas, "svg", lambda _: b"svg")
-    monkeypatch.setattr(canvas, "svg", lambda _: b"svg")
     page = Page(write_report([shared_study(**{**TINY, **plan})], tmp_path / "R"))
     gaps = page.source.partition('<section id="gaps">')[2]
     assert ("Figures that were not drawn" in gaps) == bool(undrawn)
