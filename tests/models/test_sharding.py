@@ -87,3 +87,10 @@ def test_fresh_weights_do_not_depend_on_the_mesh():
     spread = victim.init_params(definition, 5, make_mesh(MeshConfig(1, 2, 2)), RULES)
     for expected, got in zip(*map(jax.tree.leaves, (alone, spread)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-7)
+
+
+def test_fresh_weights_of_all_seeds_come_from_one_program():
+    definition, mesh = define("qwen2"), make_mesh(MeshConfig())
+    one, other = (victim.init_params(definition, seed, mesh, RULES) for seed in (0, 2**32 - 1))
+    assert not np.array_equal(one["embed"]["embedding"], other["embed"]["embedding"])
+    assert victim._maker(definition, mesh, RULES)._cache_size() == 1

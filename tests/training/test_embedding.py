@@ -12,9 +12,8 @@ from robustjax.errors import UserError
 from robustjax.models import transformer
 from robustjax.training.embedding import EmbeddingAttack, free_rows, worst_shift
 from robustjax.training.objective import OBJECTIVES
-from robustjax.training.step import accumulate_gradients
 from tests.training.conftest import same_bits
-from tests.training.test_step import distance, make_batch
+from tests.training.test_step import distance, make_batch, update_of
 
 ATTACK = EmbeddingAttack(num_steps=3, epsilon=0.5, step_size=0.2)
 
@@ -45,9 +44,6 @@ losses_of = jax.jit(scored, static_argnums=0)
 def shift_of(definition, params, batch, attack=ATTACK):
     losses = functools.partial(scored, definition, params, batch)
     return worst_shift(attack, losses, params["embed"]["embedding"], jnp.asarray(batch.free[0]))
-
-
-update_of = jax.jit(accumulate_gradients, static_argnums=(0, 3))
 
 
 def unit(victim):

@@ -31,11 +31,11 @@ def make_batch(parts=1, weight=None):
     return jax.tree.map(lambda x: x.reshape(parts, ROWS // parts, *x.shape[1:]), arrays)
 
 
-run_gradients = jax.jit(accumulate_gradients, static_argnums=0)
+update_of = jax.jit(accumulate_gradients, static_argnums=(0, 3))
 
 
 def gradients_of(victim, batch):
-    return jax.device_get(run_gradients(victim.definition, victim.params, put_batch(victim, batch)))
+    return jax.device_get(update_of(victim.definition, victim.params, put_batch(victim, batch)))
 
 
 def distance(one, other):
